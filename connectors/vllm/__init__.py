@@ -1,0 +1,22 @@
+"""kvtier's connector for vLLM.
+
+    connector.py   KVTierConnector: what vLLM loads; hands each hook to vLLM's own OffloadingConnector and to us
+    spec.py        what OffloadingConnector asks for: a manager for the scheduler process, a worker for each rank
+    manager.py     scheduler process: which blocks are here, which are to be saved
+    worker.py      worker process: copies between engine and arena
+    layout.py      addresses of a block's bytes, in the engine and in a slot
+    identity.py    the facts that make a namespace
+    edge.py        where our errors end: nothing of ours is raised into the engine
+
+Importing this package has no side effects and does not import vLLM.
+"""
+
+
+def register() -> None:
+    """The `vllm.general_plugins` entry point. vLLM calls it in every process, more than once."""
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    if "KVTierConnector" not in KVConnectorFactory._registry:
+        KVConnectorFactory.register_connector(
+            "KVTierConnector", "kvtier.connectors.vllm.connector", "KVTierConnector"
+        )

@@ -1,0 +1,35 @@
+"""kvtier keeps the KV cache of idle conversations and gives it back to the inference engine.
+
+One daemon, kvtierd, stands beside the engines of a node. Engines load `KVTierConnector` as their vLLM connector; it
+saves blocks into shared memory that the daemon owns, and loads them again when a conversation comes back.
+
+The nouns. No others exist without standing here:
+
+    Block       the immutable KV bytes of N consecutive tokens: all layers, all ranks of one engine
+    BlockKey    16 bytes naming content: keyed hash of the engine's own prefix hash and its cache group.
+                Content-addressed: never updated, never invalidated
+    Namespace   everything that must be equal for two keys to mean the same bytes: weights, dtypes, layout, ranks, ...
+                A mismatch is a miss by construction. Its epoch grows when an engine resets its cache
+    Tier        a rank of storage with a byte budget. Today: `cpu`; later `gpu`, `nvme`, `remote`
+    Arena       one preallocated region of shared memory: the daemon owns it, engines map it
+    Slot        one place in the arena, named by its number: offset / 64 KiB. A Slot is a place, a Block is content
+    Slab        a stretch of the arena that is cut into slots of one size
+    Placement   one Block's presence in one Tier, with its pins
+    Index       BlockKey to placement, in RAM: a miss never touches a disk
+    Client      a socket peer: an engine's scheduler, an engine's worker, or an observer such as tier-stats
+    Engine      the scheduler and the workers of one running engine. What it holds goes back when the last of them is gone
+    Lease       an engine's right to read placements; ends by release, or with the engine
+    Generation  names one stay of one engine at one daemon. After a disconnect there is a new one, so that slots of the
+                former can't be written by mistake
+
+The verbs: *save* and *load* (engine to arena, arena to engine); *evict* drops a placement; *lend*, *commit* and
+*give back* slots; *lookup* and *release* leases.
+
+Layers; a file imports only from lower ones, and layers 0 to 2 are pure (no clock, no randomness, no I/O):
+
+    0  errors block                                      3  client
+    1  index arena policy stats protocol config          4  server
+    2  store                                             5  daemon cli
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The `kvtier` command. main.py parses, one file a subcommand."""

@@ -1,0 +1,111 @@
+"""kvtier stats: what the daemon holds and does. Rates are differences of two snapshots; the daemon keeps none."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from kvtier.client import ask
+from kvtier.config import format_size
+from kvtier.stats import COUNTERS
+
+FILE_COLUMNS = 160  # where there is no terminal to ask
+RATE_S = 0.2  # with -1: how long rates are measured
+
+
+def run(socket: Path, *, once: bool, as_json: bool, interval: float) -> None:
+    """Prints to stdout. DaemonError when there is no daemon."""
+    before = ask(socket)
+    if as_json:
+        print(json.dumps(before))
+        return
+    if once:
+        time.sleep(RATE_S)
+        console = Console()
+        Console(width=console.width if console.is_terminal else FILE_COLUMNS).print(render(before, ask(socket)))
+        return
+    with Live(render(before, before), screen=True, auto_refresh=False) as live:
+        while True:
+            time.sleep(max(0.1, interval))
+            now = ask(socket)
+            live.update(render(before, now), refresh=True)
+            before = now
+
+
+def render(before: dict[str, Any], now: dict[str, Any]) -> Group:
+    """Tables of one snapshot, with rates since the one before."""
+    arena = now["arena"]
+    pages = "2 MiB pages" if arena["huge_bytes"] else "4 KiB pages"
+    pinned = "pinned" if arena["pinned"] else "not pinned"
+    title = f"kvtierd {now['version']}  up {_duration(now['uptime_s'])}  pid {now['pid']}  arena {pages}, {pinned}"
+    return Group(title, _tiers(before, now), _engines(now), _counters(now))
+
+
+def _tiers(before: dict[str, Any], now: dict[str, Any]) -> Table:
+    seconds = max(1e-9, now["uptime_s"] - before["uptime_s"])
+    same = now["generation"] == before["generation"]
+
+    def rate(counter: str) -> str:
+        grown = now["counters"][counter] - before["counters"][counter] if same else 0
+        return f"{grown / seconds / 1e9:.2f}"
+
+    table = _table("tier", "capacity", "used", "blocks", "lent", "leased", "hit tokens", "GB/s in", "GB/s out")
+    for name, tier in now["tiers"].items():
+        used = f"{format_size(tier['used_bytes'])} ({tier['used_bytes'] / tier['capacity_bytes']:.0%})"
+        table.add_row(
+            name,
+            format_size(tier["capacity_bytes"]),
+            used,
+            f"{tier['blocks']:,}",
+            format_size(tier["lent_bytes"]),
+            format_size(tier["leased_bytes"]),
+            f"{tier['hit_tokens']:,}",
+            rate("saved_bytes"),
+            rate("loaded_bytes"),
+        )
+    return table
+
+
+def _engines(now: dict[str, Any]) -> Table:
+    table = _table("engine", "processes", "block", "tokens/block", "lent slots", "leases", "leased blocks", "connected")
+    for engine in now["engines"]:
+        pids = [str(c["pid"]) for c in now["clients"] if c["engine"] == engine["engine"]]
+        table.add_row(
+            engine["engine"][:24],
+            " ".join(pids),
+            format_size(engine["slot_bytes"]),
+            str(engine["block_tokens"]),
+            f"{engine['lent_slots']}/{engine['lend_target']}",
+            str(engine["leases"]),
+            str(engine["leased_blocks"]),
+            _duration(engine["connected_s"]),
+        )
+    if not now["engines"]:
+        table.add_row("none is connected")
+    return table
+
+
+def _counters(now: dict[str, Any]) -> Table:
+    table = _table("since start", "", "")
+    for name, meaning in COUNTERS.items():
+        value = now["counters"].get(name, 0)
+        if value:
+            table.add_row(name, f"{value:,}", meaning)
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 or column == "" or column == "processes" else "right")
+    return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}h{m:02}m" if hours else f"{m}m{s:02}s" if m else f"{s}s"

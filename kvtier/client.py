@@ -1,0 +1,361 @@
+"""What a connector uses to talk to kvtierd. It never blocks for longer than it is told to and never raises because of
+the daemon: absent, frozen, restarted or of another version, it is just `ready = False`.
+
+Each process of an engine owns one: the scheduler a SchedulerClient, each worker a WorkerClient. They have no thread;
+their owner calls `poll(now)` once a step, which costs one recv (2 us) when there is nothing to hear. Times are seconds
+of the owner's monotonic clock.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+
+from kvtier import protocol
+from kvtier.block import pack_slots, private_secret, unpack_slots
+from kvtier.errors import DaemonError, ProtocolError
+
+log = logging.getLogger("kvtier")
+
+RETRY_FIRST_S, RETRY_MAX_S = 0.05, 2.0  # between attempts to connect
+WELCOME_TIMEOUT_S = 5.0
+UNSENT_BYTES_MAX = 4 * 1024 * 1024  # a daemon that doesn't read is abandoned
+RECEIVE_BYTES = 256 * 1024
+SELECT_FD_MAX = 1024  # select(2) can't see higher descriptors
+
+
+def default_socket() -> Path:
+    """Where kvtierd listens unless told otherwise."""
+    given = os.environ.get("KVTIER_SOCKET")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or "/run") / "kvtier" / "kvtierd.sock"
+
+
+class Client:
+    """A connection that comes back by itself. Subclasses say what a message means to them."""
+
+    def __init__(self, path: Path, hello: protocol.Hello) -> None:
+        self.path = path
+        self.hello = hello
+        self.generation = 0  # of this engine's stay at the daemon; 0 while there is none
+        self._sock: socket.socket | None = None
+        self._reader = protocol.FrameReader()
+        self._unsent = bytearray()
+        self._retry_at = 0.0
+        self._retry_s = RETRY_FIRST_S
+        self._welcome_by = 0.0
+        self._told: set[str] = set()
+
+    def poll(self, now: float) -> None:
+        """Hear what has arrived, send what waits, connect when it is time to."""
+        if self._sock is None:
+            if now < self._retry_at:
+                return
+            self._connect(now)
+        self._receive(now)
+        if self._unsent:
+            self._flush(now)
+        if self._sock is not None and not self.generation and now > self._welcome_by:
+            self._drop(now, "no answer to Hello")
+
+    def wait(self, until: float) -> bool:
+        """Sleep until something arrives or the clock passes `until`. False when nothing did."""
+        if self._sock is None or self._sock.fileno() >= SELECT_FD_MAX:
+            return False
+        left = until - time.monotonic()
+        return left > 0 and bool(select.select([self._sock], [], [], left)[0])
+
+    def send(self, frame: bytes, now: float) -> None:
+        if self._sock is None:
+            return
+        if self._unsent:
+            self._unsent += frame
+            if len(self._unsent) > UNSENT_BYTES_MAX:
+                self._drop(now, "it doesn't read")
+            return
+        try:
+            sent = self._sock.send(frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._drop(now, os.strerror(error.errno or 0))
+            return
+        self._unsent += frame[sent:]
+
+    def close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+        self._sock = None
+        self.generation = 0
+        self._unsent.clear()
+        self._reader = protocol.FrameReader()
+
+    def _connect(self, now: float) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            sock.connect(os.fspath(self.path))
+        except OSError as error:
+            sock.close()
+            self._later(now, f"no kvtierd on {self.path} ({os.strerror(error.errno or 0)}); serving without it")
+            return
+        self._sock = sock
+        self._welcome_by = now + WELCOME_TIMEOUT_S
+        self.send(protocol.encode(self.hello), now)
+
+    def _receive(self, now: float) -> None:
+        while self._sock is not None:
+            try:
+                data = self._recv(self._sock)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._drop(now, os.strerror(error.errno or 0))
+                return
+            if not data:
+                self._drop(now, "it is gone")
+                return
+            try:
+                for message in self._reader.feed(data):
+                    self._hear(message, now)
+                    if self._sock is None:
+                        return
+            except ProtocolError as error:
+                self._drop(now, f"it sent nonsense: {error}")
+                return
+            if len(data) < RECEIVE_BYTES:
+                return  # what else there is, the next poll hears
+
+    def _recv(self, sock: socket.socket) -> bytes:
+        return sock.recv(RECEIVE_BYTES)
+
+    def _flush(self, now: float) -> None:
+        assert self._sock is not None
+        try:
+            del self._unsent[: self._sock.send(self._unsent)]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._drop(now, os.strerror(error.errno or 0))
+
+    def _hear(self, message: protocol.Message, now: float) -> None:
+        if isinstance(message, protocol.Welcome):
+            self.generation = message.generation
+            self._retry_s = RETRY_FIRST_S
+            self._told.clear()
+            self._welcomed(message, now)
+        elif isinstance(message, protocol.Error):
+            self._drop(now, message.message)
+            if message.code == "bad_version":
+                self._retry_at = now + 10 * RETRY_MAX_S
+        else:
+            self._heard(message, now)
+
+    def _drop(self, now: float, why: str) -> None:
+        """The connection is of no more use."""
+        self.close()
+        self._lost(now)
+        self._later(now, f"kvtierd on {self.path}: {why}; serving without it")
+
+    def _later(self, now: float, why: str) -> None:
+        self._retry_at = now + self._retry_s
+        self._retry_s = min(RETRY_MAX_S, self._retry_s * 2)
+        if why not in self._told:  # once, until it is there again
+            self._told.add(why)
+            log.warning("%s", why)
+
+    def _welcomed(self, message: protocol.Welcome, now: float) -> None: ...
+
+    def _heard(self, message: protocol.Message, now: float) -> None: ...
+
+    def _lost(self, now: float) -> None: ...
+
+
+class SchedulerClient(Client):
+    """An engine's scheduler: lookups, leases, slots to save into."""
+
+    def __init__(self, path: Path, hello: protocol.Hello, workers: int) -> None:
+        super().__init__(path, hello)
+        self.secret = b""  # what keys are made with; changes with the generation and with a reset
+        self._workers_needed = workers
+        self._workers = 0
+        self._lent: deque[int] = deque()
+        self._found: dict[int, np.ndarray | None] = {}  # open questions and their answers
+        self._last_lease = 0
+        self._private = b""  # set by reset: this engine shares with nobody any more
+        self._reset_due = False
+
+    @property
+    def ready(self) -> bool:
+        """The daemon is there and every worker of this engine has mapped its arena."""
+        return self.generation != 0 and self._workers >= self._workers_needed
+
+    def lookup(self, keys: bytes, now: float) -> int:
+        """Ask which of these packed keys are there. The answer comes under the returned lease, which must be released
+        even if the answer is never read."""
+        self._last_lease += 1
+        self._found[self._last_lease] = None
+        self.send(protocol.encode_lookup(self._last_lease, keys), now)
+        return self._last_lease
+
+    def answer(self, lease: int) -> np.ndarray | None:
+        """uint32[n], ABSENT for what isn't there; None while there is no answer."""
+        return self._found.get(lease)
+
+    def release(self, lease: int, loaded: int, now: float) -> None:
+        """The lease is over. One from before the last disconnect is over already."""
+        if self._found.pop(lease, _NEVER) is not _NEVER:
+            self.send(protocol.encode(protocol.Release(lease, loaded)), now)
+
+    def borrow(self, n: int) -> list[int]:
+        """Up to n slots that were lent in advance."""
+        return [self._lent.popleft() for _ in range(min(n, len(self._lent)))]
+
+    def commit(self, keys: bytes, slots: list[int], generation: int, now: float) -> None:
+        if generation == self.generation:
+            self.send(protocol.encode(protocol.Commit(keys, pack_slots(slots))), now)
+
+    def give_back(self, slots: list[int], generation: int, now: float) -> None:
+        if generation == self.generation:
+            self.send(protocol.encode(protocol.GiveBack(pack_slots(slots))), now)
+
+    def touch(self, keys: bytes, now: float) -> None:
+        self.send(protocol.encode(protocol.Touch(keys)), now)
+
+    def report(self, counts: dict[str, int], now: float) -> None:
+        self.send(protocol.encode(protocol.Report(counts)), now)
+
+    def reset(self, now: float) -> None:
+        """Nothing that was saved so far may be served again. It holds from this moment, daemon or no daemon: this
+        engine's keys change, for as long as it lives and whatever daemon it meets. The daemon drops the rest."""
+        self._private = os.urandom(32)
+        self._reset_due = True
+        if self.generation:
+            self.secret = private_secret(self._shared, self._private)
+            self._send_reset(now)
+
+    def abandon(self, now: float) -> None:
+        """Hang up, so that the daemon takes everything back; come back from nothing."""
+        self._drop(now, "this engine gave up the connection")
+
+    def _send_reset(self, now: float) -> None:
+        self.send(protocol.encode(protocol.Reset()), now)
+        self._reset_due = False
+
+    def _welcomed(self, message: protocol.Welcome, now: float) -> None:
+        self._shared = message.secret
+        self.secret = private_secret(message.secret, self._private) if self._private else message.secret
+        if self._reset_due:
+            self._send_reset(now)
+
+    def _heard(self, message: protocol.Message, now: float) -> None:
+        if isinstance(message, protocol.Found):
+            if message.lease in self._found:
+                self._found[message.lease] = unpack_slots(message.slots)
+        elif isinstance(message, protocol.Lend):
+            self._lent.extend(unpack_slots(message.slots).tolist())
+        elif isinstance(message, protocol.Workers):
+            self._workers = message.count
+
+    def _lost(self, now: float) -> None:
+        self._workers = 0
+        self._lent.clear()
+        self._found.clear()
+
+
+_NEVER = np.empty(0, np.uint32)
+
+
+class WorkerClient(Client):
+    """An engine's worker: gets the arena's descriptor. `take_arena` hands it to the owner, who then says `mapped`.
+
+    The open socket is its word that it may be copying. So it never closes by itself once the arena is handed out: at
+    the end of a connection, whatever ended it, `draining` is set, and the owner calls `hang_up` when no copy runs.
+    """
+
+    def __init__(self, path: Path, hello: protocol.Hello) -> None:
+        super().__init__(path, hello)
+        self.draining = False
+        self._fd = -1
+        self._capacity = 0
+
+    def take_arena(self) -> tuple[int, int, int] | None:
+        """(generation, descriptor, bytes) of an arena that came since the last call; the descriptor is the caller's."""
+        if self._fd < 0 or not self._capacity:
+            return None
+        arena = (self.generation, self._fd, self._capacity)
+        self._fd, self._capacity = -1, 0
+        return arena
+
+    def mapped(self, now: float) -> None:
+        self.send(protocol.encode(protocol.Mapped()), now)
+
+    def poll(self, now: float) -> None:
+        if not self.draining:
+            super().poll(now)
+
+    def hang_up(self, now: float) -> None:
+        """No copy runs: the daemon may lend this engine's slots to others. Comes back by itself."""
+        assert self.draining
+        self.draining = False
+        self.generation = 0
+        super()._drop(now, self._why)
+
+    def _drop(self, now: float, why: str) -> None:
+        if self.generation:
+            self.draining = True
+            self._why = why
+        else:
+            super()._drop(now, why)
+
+    def _recv(self, sock: socket.socket) -> bytes:
+        data, fds, _, _ = socket.recv_fds(sock, RECEIVE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+        for fd in fds:
+            self._close_fd()
+            self._fd = fd
+        return data
+
+    def _welcomed(self, message: protocol.Welcome, now: float) -> None:
+        self._capacity = message.capacity
+
+    def _heard(self, message: protocol.Message, now: float) -> None:
+        if isinstance(message, protocol.Drain):
+            self._drop(now, "it lost this engine's scheduler")
+
+    def _lost(self, now: float) -> None:
+        self._close_fd()
+
+    def _close_fd(self) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+        self._fd, self._capacity = -1, 0
+
+
+def ask(path: Path, timeout_s: float = 2.0) -> dict[str, object]:
+    """The daemon's snapshot, for commands. DaemonError says why there is none."""
+    hello = protocol.Hello(protocol.VERSION, protocol.OBSERVER, "", b"", 0, 0, 0)
+    reader = protocol.FrameReader()
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout_s)
+            sock.connect(os.fspath(path))
+            sock.sendall(protocol.encode(hello) + protocol.encode(protocol.Ask()))
+            while data := sock.recv(RECEIVE_BYTES):
+                for message in reader.feed(data):
+                    if isinstance(message, protocol.Snapshot):
+                        return message.state
+                    if isinstance(message, protocol.Error):
+                        raise DaemonError(f"kvtierd on {path} refuses: {message.message}")
+    except TimeoutError:
+        raise DaemonError(f"kvtierd on {path} doesn't answer within {timeout_s:g} s") from None
+    except OSError as error:
+        cure = "start kvtierd, or name its socket with --socket or KVTIER_SOCKET"
+        raise DaemonError(f"no kvtierd on {path}: {os.strerror(error.errno or 0)}; {cure}") from None
+    raise DaemonError(f"kvtierd on {path} hung up")

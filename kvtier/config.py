@@ -1,0 +1,173 @@
+"""Every setting of kvtier, declared once: default, range, unit, and why one would change it. Pure.
+
+The daemon reads a TOML file and `--set name=value`; the connector reads `kv_connector_extra_config = {"kvtier": {...}}`.
+Both refuse what they don't know, with the nearest name that they do.
+"""
+
+import difflib
+import re
+import textwrap
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvtier.errors import ConfigError
+
+KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?\s*", re.IGNORECASE)
+_SCALE = {"": 1, "B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": TIB, "KB": KIB, "MB": MIB, "GB": GIB, "TB": TIB}
+
+Value = int | float | str | bool
+
+
+@dataclass(frozen=True)
+class Option:
+    name: str
+    default: Value
+    unit: str  # "bytes", "ms", "share", "count", "path", "text", "yes/no"
+    why: str
+    minimum: float = 0
+    maximum: float = float("inf")
+
+
+DAEMON = (
+    Option("server.socket", "", "path", "Where kvtierd listens. Empty: $KVTIER_SOCKET, else kvtier/kvtierd.sock below "
+           "$XDG_RUNTIME_DIR or /run. Its directory is made with mode 0700, the socket has 0600."),
+    Option("server.max_clients", 256, "count", "Connections at once; one more gets an error. An engine has one "
+           "for its scheduler and one for each rank.", 1, 65536),
+    Option("server.hello_timeout_ms", 2000, "ms", "A connection that has not said Hello by then is closed.", 10, 60_000),
+    Option("server.send_buffer", 8 * MIB, "bytes", "What may wait for a client that doesn't read; over it the client is "
+           "disconnected, so that a stopped one can't fill the daemon's memory.", 64 * KIB, GIB),
+    Option("cpu.capacity", 4 * GIB, "bytes", "The RAM tier. Taken whole at start and pinned.", 32 * MIB, 64 * TIB),
+    Option("cpu.pin", True, "yes/no", "Lock the arena in RAM, so that it never goes to swap."),
+    Option("lend.max_share", 0.125, "share", "How much of the arena one engine may hold as slots to save into. More lets "
+           "it save longer bursts, and leaves less for blocks.", 0.001, 0.5),
+    Option("lease.max_share", 0.5, "share", "How much of the arena leases may pin, so that there is always something to "
+           "evict.", 0.01, 0.9),
+    Option("log.level", "info", "text", "debug, info, warning or error."),
+)  # fmt: skip
+
+CONNECTOR = (
+    Option("socket", "", "path", "Where kvtierd listens. Empty: as the daemon finds it."),
+    Option("lookup_deadline_ms", 250, "ms", "A request waits this long for the daemon's answer, then computes. One late "
+           "answer turns waiting off until the daemon answers again.", 1, 10_000),
+    Option("lookup_inline_us", 200, "us", "How long one scheduling step may wait for an answer before it goes on without "
+           "the request; 0 never waits.", 0, 5_000),
+    Option("start_wait_ms", 1000, "ms", "How long an engine waits for kvtierd when it starts, never afterwards.",
+           0, 60_000),
+    Option("save_steps", 4, "count", "For how many scheduling steps of new tokens the engine asks slots in advance.",
+           1, 64),
+    Option("copy_threads", 0, "count", "Threads that copy between engine and arena; 0 chooses.", 0, 16),
+    Option("weights_id", "", "text", "Names the weights. Empty: derived from the model's files; needed to share blocks "
+           "between machines that hold the same weights under other paths."),
+)  # fmt: skip
+
+
+class Config:
+    """Checked values of one table of options: config["cpu.capacity"]."""
+
+    def __init__(self, options: tuple[Option, ...], given: Mapping[str, object], where: str = "") -> None:
+        """ConfigError names the first setting that is unknown, of a wrong type or out of range."""
+        known = {option.name: option for option in options}
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+                raise ConfigError(f"{where}unknown setting {name!r}{hint}")
+        self._values = {o.name: _checked(o, given.get(o.name, o.default), where) for o in options}
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[name]
+
+    def number(self, name: str) -> float:
+        value = self._values[name]
+        assert isinstance(value, (int, float)), name
+        return value
+
+    def count(self, name: str) -> int:
+        return int(self.number(name))
+
+    def text(self, name: str) -> str:
+        return str(self._values[name])
+
+
+def parse_toml(text: str, where: str) -> dict[str, object]:
+    """The flat settings of a TOML file with one table a subject: {"cpu.capacity": ...}."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    flat: dict[str, object] = {}
+    for table, content in tables.items():
+        if isinstance(content, dict):
+            flat.update({f"{table}.{name}": value for name, value in content.items()})
+        else:
+            flat[table] = content
+    return flat
+
+
+def parse_size(text: str) -> int:
+    """Bytes: "4GiB", "512 MiB", "1048576". All units are powers of 1024."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    return int(float(match[1]) * _SCALE[(match[2] or "").upper()])
+
+
+def format_size(size: float) -> str:
+    """The shortest exact or nearly exact way to write so many bytes: 1.5 GiB."""
+    for unit, scale in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if size >= scale:
+            return f"{size / scale:.4g} {unit}"
+    return f"{size:.0f} B"
+
+
+def example_toml() -> str:
+    """systemd/kvtier.toml: every daemon option with its default, commented out."""
+    lines = ["# Settings of kvtierd. Every line shows the default; take away the '#' to change it.", ""]
+    table = ""
+    for option in DAEMON:
+        subject, name = option.name.split(".")
+        if subject != table:
+            table = subject
+            lines += [f"[{table}]"]
+        bounds = "" if option.maximum == float("inf") else f", {_show(option, option.minimum)} to " + _show(
+            option, option.maximum
+        )
+        lines += textwrap.wrap(option.why, 110, initial_indent="# ", subsequent_indent="# ")
+        lines += [f"# ({option.unit}{bounds})", f"#{name} = {_toml(option)}", ""]
+    return "\n".join(lines)
+
+
+def _show(option: Option, value: float) -> str:
+    return format_size(value) if option.unit == "bytes" else f"{value:g}"
+
+
+def _toml(option: Option) -> str:
+    if isinstance(option.default, bool):
+        return str(option.default).lower()
+    if option.unit == "bytes":
+        return f'"{format_size(float(option.default))}"'
+    return f'"{option.default}"' if isinstance(option.default, str) else f"{option.default}"
+
+
+def _checked(option: Option, value: object, where: str) -> Value:
+    """`value` as the option's type, within its range."""
+    wanted = type(option.default)
+    try:
+        if option.unit == "bytes" and isinstance(value, str):
+            value = parse_size(value)
+        elif wanted is bool and isinstance(value, str):
+            value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
+        elif wanted in (int, float) and isinstance(value, str):
+            value = wanted(value)
+        elif wanted is float and type(value) is int:
+            value = float(value)
+    except (ValueError, KeyError):
+        raise ConfigError(f"{where}{option.name} = {value!r} is no {option.unit}") from None
+    if type(value) is not wanted:
+        raise ConfigError(f"{where}{option.name} = {value!r} must be {option.unit}, such as {option.default!r}")
+    if isinstance(value, (int, float)) and not option.minimum <= value <= option.maximum:
+        low, high = _show(option, option.minimum), _show(option, option.maximum)
+        raise ConfigError(f"{where}{option.name} = {_show(option, value)} is not between {low} and {high}")
+    return value  # type: ignore[return-value]

@@ -1,0 +1,68 @@
+"""BlockKey to placement for one tier, in RAM. Pure.
+
+One dict from key to slot number and flat columns by slot number: no Python object a block, nothing for the garbage
+collector to walk (a dict of a million objects stops the world for 0.8 s).
+
+A placement is READY while its key stands in the dict. One that is dropped while leased loses its key at once and its
+slot later, when the last pin goes: `unpin` returns such slots.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kvtier.block import ABSENT, SLOT_TYPE, BlockKey
+
+
+class Index:
+    def __init__(self, units: int) -> None:
+        self._slot_of: dict[BlockKey, int] = {}
+        self._key_of: list[BlockKey | None] = [None] * units
+        self._pins = np.zeros(units, dtype=np.int32)
+        self._namespace = np.full(units, -1, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self._slot_of)
+
+    def __contains__(self, key: BlockKey) -> bool:
+        return key in self._slot_of
+
+    def find(self, keys: Sequence[BlockKey]) -> np.ndarray:
+        """uint32[n]: the slot of each key, ABSENT where there is none."""
+        get = self._slot_of.get
+        return np.array([get(key, ABSENT) for key in keys], dtype=SLOT_TYPE)
+
+    def add(self, key: BlockKey, slot: int, namespace: int) -> None:
+        assert key not in self._slot_of and self._key_of[slot] is None and not self._pins[slot]
+        self._slot_of[key] = slot
+        self._key_of[slot] = key
+        self._namespace[slot] = namespace
+
+    def drop(self, slot: int) -> bool:
+        """Forget the placement. True when its slot is free now, False when pins hold it."""
+        key = self._key_of[slot]
+        assert key is not None, f"slot {slot} holds no placement"
+        del self._slot_of[key]
+        self._key_of[slot] = None
+        self._namespace[slot] = -1
+        return not self._pins[slot]
+
+    def holds(self, slot: int) -> bool:
+        return self._key_of[slot] is not None
+
+    def is_pinned(self, slot: int) -> bool:
+        return bool(self._pins[slot])
+
+    def pin(self, slots: np.ndarray) -> None:
+        """`slots` may name a slot more than once, one pin each."""
+        np.add.at(self._pins, slots, 1)
+
+    def unpin(self, slots: np.ndarray) -> list[int]:
+        """The slots among them that were dropped meanwhile and are free now."""
+        np.subtract.at(self._pins, slots, 1)
+        assert (self._pins[slots] >= 0).all()
+        return np.unique(slots[(self._pins[slots] == 0) & (self._namespace[slots] < 0)]).tolist()
+
+    def of_namespace(self, namespace: int) -> np.ndarray:
+        """Slots of every placement of this namespace."""
+        return np.nonzero(self._namespace == namespace)[0]

@@ -1,0 +1,240 @@
+"""What travels over the unix socket. Pure.
+
+A frame is a little-endian uint32 length and that many bytes of msgpack: an array of a message's code and its fields,
+in the order declared here. Nothing else is accepted: no other types, no extra fields, no length over FRAME_BYTES_MAX.
+Keys and slot numbers travel packed in one bytes field each (block.pack_keys, block.pack_slots). Block bytes never
+travel: the arena's descriptor goes with Welcome (SCM_RIGHTS), to workers only.
+
+    engine -> daemon                             daemon -> engine
+    Hello      first, once                       Welcome    the answer
+    Mapped     worker: I can copy now            Workers    scheduler: so many of your workers can
+    Lookup     which of these are here?          Found      the answer, same lease
+    Release    that lease is over                Lend       slots to save into
+    Commit     these lent slots are blocks       Drain      worker: finish your copies, then hang up
+    GiveBack   these lent slots are not used     Error      why you are disconnected
+    Touch      these were used just now          Snapshot   the answer to Ask
+    Reset      nothing saved so far counts
+    Report     what I counted
+    Ask        observer: what is there?
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields
+from typing import Any
+
+import msgpack
+
+from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_TYPE
+from kvtier.errors import FrameError, ProtocolError
+
+VERSION = 1
+FRAME_BYTES_MAX = 1024 * 1024
+KEYS_MAX = 16384  # keys or slots in one message
+TEXT_MAX = 256  # characters of an engine's name or a label
+COUNTS_MAX = 64  # entries of a Report
+
+SCHEDULER, WORKER, OBSERVER = "scheduler", "worker", "observer"
+
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    version: int
+    role: str  # SCHEDULER, WORKER or OBSERVER
+    engine: str  # one name for all processes of an engine, never used again by another
+    namespace: bytes  # digest, 32 bytes; empty for an observer
+    block_bytes: int  # of all ranks
+    block_tokens: int
+    lend: int  # how many slots the engine would like to hold
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    version: int
+    generation: int  # of the engine's stay
+    capacity: int  # bytes of the arena, whose descriptor goes with this frame to a worker
+    secret: bytes  # what keys of this namespace and epoch are made with; empty unless to a scheduler
+    lend: int  # how many slots the engine may hold
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    lease: int
+    keys: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    lease: int
+    slots: bytes  # one a key, ABSENT where it isn't here
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    lease: int
+    loaded: int  # blocks of it that were loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Lend:
+    slots: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    keys: bytes
+    slots: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    slots: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    keys: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    code: str
+    message: str
+
+
+Message = (
+    Hello | Welcome | Mapped | Workers | Lookup | Found | Release | Lend | Commit | GiveBack | Touch
+    | Reset | Report | Drain | Ask | Snapshot | Error
+)  # fmt: skip
+
+# A code is for ever: a new message gets a new one, and a changed message a new VERSION.
+_CODES: dict[int, type] = {
+    1: Hello, 2: Welcome, 3: Mapped, 4: Workers, 5: Lookup, 6: Found, 7: Release, 8: Lend, 9: Commit, 10: GiveBack,
+    11: Touch, 12: Reset, 13: Report, 14: Drain, 15: Ask, 16: Snapshot, 17: Error,
+}  # fmt: skip
+_CODE_OF = {kind: code for code, kind in _CODES.items()}
+_TYPES = {kind: tuple((f.name, f.type) for f in fields(kind)) for kind in _CODE_OF}
+_WHOLE = {  # bytes fields are arrays of fixed-size entries
+    "keys": KEY_BYTES,
+    "slots": SLOT_TYPE.itemsize,
+    "namespace": 1,
+    "secret": SECRET_BYTES,
+}
+
+
+def encode(message: Message) -> bytes:
+    body = msgpack.packb((_CODE_OF[type(message)], *astuple(message)))
+    assert len(body) <= FRAME_BYTES_MAX, type(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def encode_lookup(lease: int, keys: bytes) -> bytes:
+    """encode(Lookup(...)) without the cost of `astuple`: this one is on the engine's critical path."""
+    body = msgpack.packb((5, lease, keys))
+    return _LENGTH.pack(len(body)) + body
+
+
+def encode_found(lease: int, slots: bytes) -> bytes:
+    body = msgpack.packb((6, lease, slots))
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode(body: bytes) -> Message:
+    """One message, every field checked. FrameError says what is wrong with it."""
+    try:
+        parts = msgpack.unpackb(body, use_list=False, strict_map_key=True, max_str_len=65536, max_map_len=4096)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise FrameError(f"not msgpack: {type(error).__name__}") from None
+    if not isinstance(parts, tuple) or not parts or type(parts[0]) is not int or parts[0] not in _CODES:
+        raise FrameError("not a message")
+    kind = _CODES[parts[0]]
+    declared = _TYPES[kind]
+    if len(parts) - 1 != len(declared):
+        raise FrameError(f"{kind.__name__} has {len(declared)} fields, not {len(parts) - 1}")
+    for (name, expected), value in zip(declared, parts[1:]):
+        _check(kind.__name__, name, expected, value)
+    message: Message = kind(*parts[1:])
+    return message
+
+
+def _check(message: str, name: str, expected: Any, value: object) -> None:
+    where = f"{message}.{name}"
+    if expected is int:
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise FrameError(f"{where} is no count")
+    elif expected is str:
+        if type(value) is not str or (message != "Error" and len(value) > TEXT_MAX):
+            raise FrameError(f"{where} is no text of up to {TEXT_MAX} characters")
+    elif expected is bytes:
+        if type(value) is not bytes or len(value) % _WHOLE[name]:
+            raise FrameError(f"{where} is not a whole number of {_WHOLE[name]}-byte entries")
+        if len(value) > KEYS_MAX * _WHOLE[name]:
+            raise ProtocolError("too_many", f"{where} has more than {KEYS_MAX} entries")
+    elif type(value) is not dict:
+        raise FrameError(f"{where} is no map")
+    elif name == "counts":
+        good = all(type(k) is str and type(v) is int and 0 <= v < 2**63 for k, v in value.items())
+        if not good or len(value) > COUNTS_MAX:
+            raise FrameError(f"{where} is no map of up to {COUNTS_MAX} counts")
+
+
+class FrameReader:
+    """Cuts a stream of bytes into messages. After an error the stream is of no more use."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if not 0 < length <= FRAME_BYTES_MAX:
+                raise FrameError(f"a frame of {length} bytes; the limit is {FRAME_BYTES_MAX}")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            yield decode(body)
+
+    @property
+    def partial(self) -> int:
+        """Bytes of a frame that has not arrived whole."""
+        return len(self._buffer)

@@ -1,0 +1,394 @@
+"""Frames to store calls, answers to frames. One event loop owns everything here and in the store; no thread, no lock.
+
+Sockets are handled by hand, not by asyncio's streams: a Lookup is answered within the callback that read it, and the
+arena's descriptor has to go out as ancillary data.
+
+The daemon never closes a worker's socket first. A worker may be copying into the arena; it hangs up when its copies
+are done (or the kernel does, when it dies), and only then are the slots of its engine free:
+
+    scheduler's socket ends --> Drain to each worker --> each hangs up --> store.leave
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvtier import __version__, protocol
+from kvtier.block import namespace_secret, pack_slots, unpack_keys, unpack_slots
+from kvtier.config import Config
+from kvtier.errors import CODES, DaemonError, OrderError, ProtocolError
+from kvtier.store import BlockStore
+
+log = logging.getLogger("kvtierd")
+
+RECEIVE_BYTES = 256 * 1024
+BACKLOG = 1024  # connections that may wait for accept
+ACCEPT_PAUSE_S = 0.5  # after the process ran out of descriptors
+_UCRED = struct.Struct("3i")
+
+
+@dataclass(eq=False)
+class Client:
+    """One socket peer."""
+
+    sock: socket.socket
+    pid: int
+    uid: int
+    since: float
+    role: str = ""
+    engine: str = ""
+    mapped: bool = False
+    ending: bool = False  # it was told to hang up; what it still says is not heard
+    reader: protocol.FrameReader = field(default_factory=protocol.FrameReader)
+    unsent: bytearray = field(default_factory=bytearray)
+
+
+@dataclass
+class Members:
+    """The processes of one engine, from the first that says Hello until the last is gone. All get one generation: a
+    worker that comes back after that refuses jobs that were meant for its former slots."""
+
+    generation: int
+    scheduler: Client | None = None
+    workers: set[Client] = field(default_factory=set)
+    joined: bool = False  # the store knows it
+    namespace: bytes = b""
+
+
+class Server:
+    def __init__(self, store: BlockStore, arena_fd: int, config: Config, root: bytes, generation: int) -> None:
+        self.store = store
+        self.clients: set[Client] = set()
+        self._arena_fd = arena_fd
+        self._root = root
+        self._generation = self._last_generation = generation
+        self._max_clients = config.count("server.max_clients")
+        self._hello_timeout_s = config.number("server.hello_timeout_ms") / 1e3
+        self._send_buffer = config.count("server.send_buffer")
+        self._engines: dict[str, Members] = {}
+        self._listener: socket.socket | None = None
+        self._started = time.monotonic()
+        self.facts: dict[str, object] = {}  # what the daemon knows of its arena, for observers
+        self._handlers: dict[type, Callable[..., None]] = {
+            protocol.Lookup: self._on_lookup,
+            protocol.Release: self._on_release,
+            protocol.Commit: self._on_commit,
+            protocol.GiveBack: self._on_give_back,
+            protocol.Touch: self._on_touch,
+            protocol.Reset: self._on_reset,
+            protocol.Report: self._on_report,
+        }
+
+    # --- the listening socket --------------------------------------------------------------------------------
+
+    def listen(self, path: Path) -> None:
+        """Bind and serve on the running loop. DaemonError when the path can't be had or another kvtierd has it."""
+        self._listener = bind(path)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._listener, self._on_accept)
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+        for client in list(self.clients):
+            self._forget(client)
+
+    def _on_accept(self) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:  # out of descriptors: leave the others alone, try again soon
+            log.warning("can't accept a connection: %s", error)
+            self._loop.remove_reader(self._listener)
+            self._loop.call_later(ACCEPT_PAUSE_S, self._loop.add_reader, self._listener, self._on_accept)
+            return
+        sock.setblocking(False)
+        pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        client = Client(sock, pid, uid, time.monotonic())
+        self.clients.add(client)
+        self._loop.add_reader(sock, self._on_readable, client)
+        if uid not in (0, os.geteuid()):
+            self._refuse(client, ProtocolError("not_allowed", f"user {uid} may not use this kvtierd"))
+        elif len(self.clients) > self._max_clients:
+            self._refuse(client, ProtocolError("too_many", f"server.max_clients = {self._max_clients} is reached"))
+        else:
+            self._loop.call_later(self._hello_timeout_s, self._expect_hello, client)
+
+    def _expect_hello(self, client: Client) -> None:
+        if client in self.clients and not client.role:
+            self._refuse(client, OrderError("no Hello in time"))
+
+    # --- one client ------------------------------------------------------------------------------------------
+
+    def _on_readable(self, client: Client) -> None:
+        try:
+            data = client.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._forget(client)
+        elif not client.ending:
+            try:
+                for message in client.reader.feed(data):
+                    self._handle(client, message)
+                    if client.ending:
+                        break
+            except ProtocolError as error:
+                self._refuse(client, error)
+        self._send_lends()
+
+    def _handle(self, client: Client, message: protocol.Message) -> None:
+        handler = self._handlers.get(type(message))
+        if handler is not None:
+            if client.role != protocol.SCHEDULER:
+                raise OrderError(f"{type(message).__name__} is for an engine's scheduler that has said Hello")
+            handler(client, message)
+        elif isinstance(message, protocol.Hello):
+            self._on_hello(client, message)
+        elif isinstance(message, protocol.Mapped) and client.role == protocol.WORKER:
+            client.mapped = True
+            self._send_workers(self._engines[client.engine])
+        elif isinstance(message, protocol.Ask) and client.role:
+            self._send(client, protocol.encode(protocol.Snapshot(self.snapshot())))
+        else:
+            raise OrderError(f"{type(message).__name__} is not allowed now")
+
+    def _on_hello(self, client: Client, hello: protocol.Hello) -> None:
+        if client.role:
+            raise OrderError("a second Hello")
+        if hello.version != protocol.VERSION:
+            raise ProtocolError(
+                "bad_version",
+                f"kvtierd {__version__} speaks protocol {protocol.VERSION}, the client {hello.version}; install the same",
+            )
+        if hello.role == protocol.OBSERVER:
+            client.role = hello.role
+            self._welcome(client, self._generation, b"", 0)
+        elif hello.role == protocol.WORKER:
+            self._join_worker(client, hello)
+        elif hello.role == protocol.SCHEDULER:
+            self._join_scheduler(client, hello)
+        else:
+            raise ProtocolError("bad_order", f"no role {hello.role!r}")
+        self.store.stats.add("clients_joined")
+
+    def _join_worker(self, client: Client, hello: protocol.Hello) -> None:
+        members = self._engines.get(hello.engine)
+        if members is not None and members.joined and members.scheduler is None:
+            raise ProtocolError("engine_leaving", CODES["engine_leaving"])
+        members = members or self._new_members(hello.engine)
+        client.role, client.engine = hello.role, hello.engine
+        members.workers.add(client)
+        self._welcome(client, members.generation, b"", 0)
+
+    def _join_scheduler(self, client: Client, hello: protocol.Hello) -> None:
+        members = self._engines.get(hello.engine)
+        if members is not None and members.joined:
+            raise ProtocolError("engine_leaving", CODES["engine_leaving"])
+        if len(hello.namespace) != 32 or not hello.block_bytes or not hello.block_tokens:
+            raise ProtocolError("bad_frame", "a scheduler's Hello names its namespace and block size")
+        epoch, lend = self.store.join(
+            hello.engine, hello.namespace, hello.block_bytes, hello.block_tokens, hello.lend, time.monotonic()
+        )
+        members = members or self._new_members(hello.engine)
+        client.role, client.engine = hello.role, hello.engine
+        members.scheduler, members.joined, members.namespace = client, True, hello.namespace
+        self._welcome(client, members.generation, namespace_secret(self._root, hello.namespace, epoch), lend)
+        self._send_workers(members)
+
+    def _new_members(self, engine: str) -> Members:
+        self._last_generation += 1
+        members = self._engines[engine] = Members(self._last_generation)
+        return members
+
+    def _welcome(self, client: Client, generation: int, secret: bytes, lend: int) -> None:
+        capacity = self.store.slots.capacity
+        frame = protocol.encode(protocol.Welcome(protocol.VERSION, generation, capacity, secret, lend))
+        if client.role != protocol.WORKER:
+            self._send(client, frame)
+            return
+        try:  # the first bytes on a fresh socket: its buffer takes them whole
+            sent = socket.send_fds(client.sock, [frame], [self._arena_fd])
+            assert sent == len(frame)
+        except OSError:
+            self._forget(client)
+
+    # --- what a scheduler says -------------------------------------------------------------------------------
+
+    def _on_lookup(self, client: Client, message: protocol.Lookup) -> None:
+        slots = self.store.lookup(client.engine, message.lease, unpack_keys(message.keys))
+        self._send(client, protocol.encode_found(message.lease, slots.tobytes()))
+
+    def _on_release(self, client: Client, message: protocol.Release) -> None:
+        self.store.release(client.engine, message.lease, message.loaded)
+
+    def _on_commit(self, client: Client, message: protocol.Commit) -> None:
+        keys, slots = unpack_keys(message.keys), unpack_slots(message.slots)
+        if len(keys) != len(slots):
+            raise ProtocolError("bad_frame", "Commit has one slot a key")
+        self.store.commit(client.engine, keys, slots)
+
+    def _on_give_back(self, client: Client, message: protocol.GiveBack) -> None:
+        self.store.give_back(client.engine, unpack_slots(message.slots))
+
+    def _on_touch(self, client: Client, message: protocol.Touch) -> None:
+        self.store.touch(unpack_keys(message.keys))
+
+    def _on_reset(self, client: Client, message: protocol.Reset) -> None:
+        self.store.reset(client.engine, self._engines[client.engine].namespace)
+        log.info("engine %s has reset its cache: nothing older of its namespace is served again", client.engine)
+
+    def _on_report(self, client: Client, message: protocol.Report) -> None:
+        self.store.report(message.counts)
+
+    # --- sending ---------------------------------------------------------------------------------------------
+
+    def _send_lends(self) -> None:
+        for engine, slots in self.store.lends():
+            scheduler = self._engines[engine].scheduler
+            if scheduler is not None:  # else it is leaving, and they come back with the rest
+                self._send(scheduler, protocol.encode(protocol.Lend(pack_slots(slots))))
+
+    def _send_workers(self, members: Members) -> None:
+        if members.scheduler is not None:
+            mapped = sum(worker.mapped for worker in members.workers)
+            self._send(members.scheduler, protocol.encode(protocol.Workers(mapped)))
+
+    def _send(self, client: Client, frame: bytes) -> None:
+        if not client.unsent:
+            try:
+                sent = client.sock.send(frame)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return  # its end shows up as a readable socket
+            if sent == len(frame):
+                return
+            frame = frame[sent:]
+            self._loop.add_writer(client.sock, self._on_writable, client)
+        client.unsent += frame
+        if len(client.unsent) > self._send_buffer:
+            log.warning("client of process %d doesn't read; it is disconnected", client.pid)
+            client.unsent.clear()
+            self._hang_up(client)
+
+    def _on_writable(self, client: Client) -> None:
+        try:
+            del client.unsent[: client.sock.send(client.unsent)]
+        except BlockingIOError:
+            return
+        except OSError:
+            client.unsent.clear()
+        if not client.unsent:
+            self._loop.remove_writer(client.sock)
+            if client.ending:
+                self._shut(client)
+
+    # --- ends ------------------------------------------------------------------------------------------------
+
+    def _refuse(self, client: Client, error: ProtocolError) -> None:
+        """Tell it why, then hang up. What others have stays untouched."""
+        log.info("process %d (%s): %s", client.pid, client.role or "no Hello", error)
+        refused = not client.role and error.code not in ("bad_frame", "bad_order")
+        self.store.stats.add("clients_refused" if refused else "protocol_errors")
+        self._send(client, protocol.encode(protocol.Error(error.code, str(error))))
+        self._hang_up(client)
+
+    def _hang_up(self, client: Client) -> None:
+        client.ending = True
+        if not client.unsent:
+            self._shut(client)
+
+    def _shut(self, client: Client) -> None:
+        """Say that no more comes. A worker ends the connection itself when its copies are done; others lose it now."""
+        if client.role == protocol.WORKER:
+            try:
+                client.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                self._forget(client)
+        else:
+            self._loop.call_soon(self._forget, client)
+
+    def _forget(self, client: Client) -> None:
+        if client not in self.clients:
+            return
+        self.clients.discard(client)
+        self._loop.remove_reader(client.sock)
+        self._loop.remove_writer(client.sock)
+        client.sock.close()
+        members = self._engines.get(client.engine)
+        if members is None:
+            return
+        members.workers.discard(client)
+        if client is members.scheduler:
+            members.scheduler = None
+            for worker in members.workers:
+                self._send(worker, protocol.encode(protocol.Drain()))
+        elif client.mapped:
+            self._send_workers(members)
+        if members.scheduler is None and not members.workers:
+            del self._engines[client.engine]
+            if members.joined:
+                self.store.leave(client.engine)
+                log.info("engine %s is gone; its slots and leases are free", client.engine)
+
+    # --- what there is ---------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, object]:
+        now = time.monotonic()
+        clients = [
+            {"role": c.role, "engine": c.engine, "pid": c.pid, "connected_s": round(now - c.since, 3)}
+            for c in sorted(self.clients, key=lambda c: c.since)
+            if c.role
+        ]
+        return {
+            "version": __version__,
+            "generation": self._generation,
+            "uptime_s": round(now - self._started, 3),
+            **self.facts,
+            **self.store.snapshot(now),
+            "clients": clients,
+        }
+
+
+def bind(path: Path) -> socket.socket:
+    """A listening socket with mode 0600 in a directory with mode 0700 (made when missing)."""
+    if len(os.fsencode(path)) > 107:
+        raise DaemonError(f"{path}: a unix socket's path has at most 107 bytes; set server.socket")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.is_socket():
+            _remove_stale(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        before = os.umask(0o177)
+        try:
+            listener.bind(os.fspath(path))
+        finally:
+            os.umask(before)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise DaemonError(f"can't listen on {path}: {error.strerror}; set server.socket") from error
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """A socket that nobody listens on is left over from a daemon that was killed."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+        except OSError:
+            pass
+    raise DaemonError(f"another kvtierd listens on {path}; stop it, or set server.socket")

@@ -1,0 +1,49 @@
+"""What is counted, each declared once with its one-line meaning. Pure."""
+
+COUNTERS: dict[str, str] = {
+    "lookups": "questions which of a request's blocks are here",
+    "lookup_keys": "block keys asked for",
+    "found_keys": "of these, keys that were here",
+    "refused_leases": "keys that were here but not offered, because leases already pin lease.max_share of the arena",
+    "loaded_blocks": "blocks that engines loaded",
+    "loaded_tokens": "tokens that engines did not have to compute again",
+    "loaded_bytes": "bytes that engines loaded",
+    "saved_blocks": "blocks that engines saved",
+    "saved_bytes": "bytes that engines saved",
+    "known_blocks": "saved blocks that were here already, their slots given back",
+    "evicted_blocks": "blocks that made room for others",
+    "reset_blocks": "blocks dropped because an engine reset its cache (a weight update does)",
+    "skipped_no_slot": "blocks not saved: no slot was lent to the engine in time",
+    "skipped_away": "blocks not saved: kvtierd was not connected",
+    "failed_saves": "blocks not saved: the engine's worker could not copy them",
+    "failed_loads": "loads that the engine's worker could not carry out; their tokens were computed instead",
+    "lookups_late": "lookups that were not answered before connector.lookup_deadline_ms and became misses",
+    "lookups_inline": "lookups answered within the scheduling step that asked",
+    "connector_faults": "unexpected errors caught at the engine's edge; the engine went on without kvtier",
+    "clients_joined": "connections that said hello",
+    "clients_refused": "connections refused: other user, other version, too many",
+    "protocol_errors": "clients that broke the protocol and were disconnected",
+    "engines_gone": "engines that left or died; their slots and leases came back",
+}
+
+# What a connector may report of itself; the rest only the daemon counts.
+REPORTED = frozenset(
+    name for name in COUNTERS if name.startswith(("skipped_", "failed_", "lookups_")) or name == "connector_faults"
+)
+
+
+class Stats:
+    """Counters since the daemon's start. Never negative, never reset."""
+
+    def __init__(self) -> None:
+        self._count = dict.fromkeys(COUNTERS, 0)
+
+    def add(self, name: str, n: int = 1) -> None:
+        assert n >= 0, (name, n)
+        self._count[name] += n
+
+    def __getitem__(self, name: str) -> int:
+        return self._count[name]
+
+    def snapshot(self) -> dict[str, int]:
+        return dict(self._count)
