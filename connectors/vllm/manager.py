@@ -284,6 +284,7 @@ class KVTierManager(OffloadingManager):
         mine.asked = self._names(mine.request)
         mine.generation = self._client.generation
         mine.asked_at = now
+        mine.slots = None
         mine.lease = self._client.lookup(pack_keys(self._keys(mine, mine.asked)), now)
         self._waiting_leases[req_id] = None
 

@@ -37,6 +37,8 @@ START_POLL_S = 0.002  # between looks at the socket while the engine starts
 class _Job:
     job_id: int
     spec: ArenaSpec
+    copier: _native.Copier
+    ticket: int
 
 
 class KVTierWorker(OffloadingWorker):
@@ -46,8 +48,7 @@ class KVTierWorker(OffloadingWorker):
         self._client: WorkerClient | None = None  # None: this worker never copies
         self._arena: _native.Arena | None = None
         self._generation = 0
-        self._copying: dict[int, _Job] = {}  # ticket -> job
-        self._ticket_of: dict[int, int] = {}  # vLLM's job -> ticket
+        self._copying: dict[int, _Job] = {}  # by vLLM's job id
         self._over: list[TransferResult] = []
         self._settled: dict[int, tuple[int, int]] = {}
         self._failed_loads: set[str] = set()
@@ -61,7 +62,8 @@ class KVTierWorker(OffloadingWorker):
             return
         parallel = self._spec.config.parallel
         self._layout = Layout.of(self._caches, self._spec.blocks_per_chunk, parallel.rank, self._spec.rank_bytes)
-        self._copier = _native.Copier(copy_threads)
+        # Two, because a copier works first in, first out: a request that waits for a load must not queue behind saves.
+        self._saver, self._loader = _native.Copier(copy_threads), _native.Copier(copy_threads)
         self._client = client
         deadline = time.monotonic() + start_wait_s
         while client.path.exists() and not self._arena and time.monotonic() < deadline:
@@ -91,9 +93,9 @@ class KVTierWorker(OffloadingWorker):
 
     def wait(self, job_ids: set[int]) -> None:
         for job_id in job_ids:
-            ticket = self._ticket_of.get(job_id)
-            if ticket is not None:
-                self._copier.wait(ticket)
+            job = self._copying.get(job_id)
+            if job is not None:
+                job.copier.wait(job.ticket)
 
     def take_settled(self) -> dict[int, tuple[int, int]]:
         settled, self._settled = self._settled, {}
@@ -106,7 +108,8 @@ class KVTierWorker(OffloadingWorker):
     def shutdown(self) -> None:
         if self._client is None:
             return
-        self._copier.close()
+        self._saver.close()
+        self._loader.close()
         self._unmap()
         self._client.close()
         self._client = None
@@ -122,17 +125,20 @@ class KVTierWorker(OffloadingWorker):
         pieces = self._layout.fragments(
             engine.block_ids, engine.group_sizes, engine.block_indices, spec.slots, self._arena.address
         )
-        source, target = (pieces.engine, pieces.arena) if saving else (pieces.arena, pieces.engine)
-        ticket = self._copier.submit(source, target, pieces.size)
-        self._copying[ticket] = _Job(job_id, spec)
-        self._ticket_of[job_id] = ticket
+        if saving:
+            copier, ticket = self._saver, self._saver.submit(pieces.engine, pieces.arena, pieces.size)
+        else:
+            copier, ticket = self._loader, self._loader.submit(pieces.arena, pieces.engine, pieces.size)
+        self._copying[job_id] = _Job(job_id, spec, copier, ticket)
         return True
 
     def _collect(self) -> None:
-        for ticket, moved, seconds in self._copier.poll():
-            job = self._copying.pop(ticket)
-            del self._ticket_of[job.job_id]
-            self._settle(job.job_id, job.spec, failed=False, moved=moved, seconds=seconds)
+        for copier in (self._loader, self._saver):
+            over = {ticket: (moved, seconds) for ticket, moved, seconds in copier.poll()}
+            for job in [j for j in self._copying.values() if j.copier is copier and j.ticket in over]:
+                del self._copying[job.job_id]
+                moved, seconds = over[job.ticket]
+                self._settle(job.job_id, job.spec, failed=False, moved=moved, seconds=seconds)
 
     def _settle(
         self, job_id: int, spec: ArenaSpec, *, failed: bool, moved: int | None = None, seconds: float | None = None

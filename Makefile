@@ -1,0 +1,61 @@
+# make test       builds .venv with the engine and runs the tests; `make help` lists the rest
+# What is installed, in this order, each with a stamp: uv; the engine with the tools; the wheel of this checkout.
+
+unexport PYTHONDONTWRITEBYTECODE
+export HF_HUB_OFFLINE = 1
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+V := .venv
+INSTALL := $(V)/bin/uv pip install --quiet --python $(V)/bin/python
+# The CPU build of torch: from a folder of wheels if there is one, else from torch's own index.
+TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
+# The installed kvtier is tested: nothing that the tests start may find the checkout's folder of that name first.
+PYTEST := PYTHONSAFEPATH=1 $(V)/bin/pytest
+SOURCES := $(shell find kvtier connectors native -type f -not -path '*/__pycache__/*') \
+  CMakeLists.txt pyproject.toml README.md
+
+.PHONY: help venv test test-long demo bench lint clean
+
+help:
+	@echo "make test | test-long | demo | bench | lint | clean"
+
+venv: $(V)/.kvtier
+
+$(V)/.uv:
+	$(PYTHON) -m venv $(V)
+	$(V)/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	touch $@
+
+# Everything that kvtier and its tests need but kvtier itself, and what builds it, as pyproject.toml says.
+$(V)/.engine: $(V)/.uv pyproject.toml
+	$(INSTALL) $(TORCH) --requirements pyproject.toml --extra test --extra engine-cpu
+	$(V)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  | $(INSTALL) --requirements - cmake ninja
+	touch $@
+
+# Not editable, as users install it. Without build isolation only the C++ files that changed are compiled.
+$(V)/.kvtier: $(V)/.engine $(SOURCES)
+	@command -v $${CXX:-c++} >/dev/null || { echo "kvtier's native part needs a C++20 compiler (g++ or clang++)" >&2; exit 1; }
+	$(INSTALL) --no-deps --no-build-isolation --reinstall-package kvtier .
+	touch $@
+
+test: $(V)/.kvtier
+	$(PYTEST) -m "not long" $(ARGS)
+
+test-long: $(V)/.kvtier
+	$(PYTEST) -m long $(ARGS) || test $$? -eq 5  # 5: no such tests
+
+demo: $(V)/.kvtier
+	PYTHONPATH=tests/e2e $(V)/bin/python benchmarks/demo.py $(ARGS)
+
+bench: $(V)/.kvtier
+	set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; PYTHONPATH=tests/e2e $(V)/bin/python $$file; done
+
+lint: $(V)/.engine
+	$(V)/bin/ruff check .
+	$(V)/bin/ruff format --check .
+	$(V)/bin/mypy
+
+clean:
+	rm -rf $(V) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
