@@ -27,7 +27,7 @@ The verbs: *save* and *load* (engine to arena, arena to engine); *evict* drops a
 
 Layers; a file imports only from lower ones, and layers 0 to 2 are pure (no clock, no randomness, no I/O):
 
-    0  errors block                                      3  client
+    0  errors block                                      3  client listener
     1  index arena policy stats protocol config          4  server
     2  store                                             5  daemon cli
 """

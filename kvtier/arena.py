@@ -8,7 +8,12 @@ The arena is cut into slabs of equal size; a slab belongs to one slot size while
                                   waste: less than one slot a slab
 
     slot number = offset / SLOT_UNIT        slab number = offset / slab_bytes
+
+A slab that another size needs, but of which slots are taken, can be closed: its free slots are handed out no more, and
+when the last taken one is back it is not assigned any more.
 """
+
+import numpy as np
 
 from kvtier.block import SLOT_UNIT
 
@@ -23,40 +28,49 @@ def slab_bytes_for(capacity: int) -> int:
 
 
 class Slots:
-    """Hands out slots. Every slot is either free (here) or taken (its taker's business)."""
+    """Hands out slots. Every slot is free (here), taken (its taker's business) or shut: back in a closing slab."""
 
     def __init__(self, capacity: int) -> None:
         assert capacity >= SLAB_ALIGN and capacity % SLAB_ALIGN == 0, capacity
         self.capacity = capacity
         self.slab_bytes = slab_bytes_for(capacity)
         self.slabs = capacity // self.slab_bytes
-        self._unassigned = list(range(self.slabs - 1, -1, -1))
-        self._size_of_slab: list[int] = [0] * self.slabs
-        self._taken_in_slab: list[int] = [0] * self.slabs
-        self._free: dict[int, set[int]] = {}  # slot size -> free slots of assigned slabs
+        self.size_of_slab = np.zeros(self.slabs, dtype=np.int64)  # 0: not assigned
+        self.taken_in_slab = np.zeros(self.slabs, dtype=np.int64)
+        self.closing: int | None = None  # a slab
         self.taken_bytes = 0
+        self._unassigned = list(range(self.slabs - 1, -1, -1))
+        self._free: dict[int, set[int]] = {}  # slot size -> free slots of assigned slabs
+        self._shut: set[int] = set()
 
     @property
     def units(self) -> int:
         """Slot numbers are below this."""
         return self.capacity // SLOT_UNIT
 
+    @property
+    def slab_units(self) -> int:
+        return self.slab_bytes // SLOT_UNIT
+
     def slab_of(self, slot: int) -> int:
-        return slot * SLOT_UNIT // self.slab_bytes
+        return slot // self.slab_units
 
     def size_of(self, slot: int) -> int:
         """Bytes; 0 when its slab is not assigned."""
-        return self._size_of_slab[self.slab_of(slot)]
+        return int(self.size_of_slab[self.slab_of(slot)])
 
     def slots_of(self, slab: int) -> range:
         """All slots of an assigned slab."""
-        size = self._size_of_slab[slab]
-        first = slab * self.slab_bytes // SLOT_UNIT
+        size = int(self.size_of_slab[slab])
+        first = slab * self.slab_units
         step = size // SLOT_UNIT
         return range(first, first + self.slab_bytes // size * step, step)
 
     def is_free(self, slot: int) -> bool:
         return slot in self._free.get(self.size_of(slot), ())
+
+    def is_closing(self, slot: int) -> bool:
+        return self.slab_of(slot) == self.closing
 
     def take(self, size: int) -> int | None:
         """A free slot of `size` bytes, or None when there is neither one nor an unassigned slab."""
@@ -66,23 +80,33 @@ class Slots:
             if not self._unassigned:
                 return None
             slab = self._unassigned.pop()
-            self._size_of_slab[slab] = size
+            self.size_of_slab[slab] = size
             free.update(self.slots_of(slab))
         slot = free.pop()
-        self._taken_in_slab[self.slab_of(slot)] += 1
+        self.taken_in_slab[self.slab_of(slot)] += 1
         self.taken_bytes += size
         return slot
 
     def give(self, slot: int) -> None:
         """Back. A slab whose last slot comes back is unassigned, so that any size can have it."""
         slab = self.slab_of(slot)
-        size = self._size_of_slab[slab]
-        free = self._free[size]
-        assert size and slot not in free, f"slot {slot} was given back twice"
-        free.add(slot)
-        self._taken_in_slab[slab] -= 1
+        size = self.size_of(slot)
+        home = self._shut if slab == self.closing else self._free.get(size, set())
+        assert size and slot not in home, f"slot {slot} was given back twice"
+        home.add(slot)
+        self.taken_in_slab[slab] -= 1
         self.taken_bytes -= size
-        if self._taken_in_slab[slab] == 0:
-            free.difference_update(self.slots_of(slab))
-            self._size_of_slab[slab] = 0
+        if self.taken_in_slab[slab] == 0:
+            home.difference_update(self.slots_of(slab))
+            self.size_of_slab[slab] = 0
             self._unassigned.append(slab)
+            if slab == self.closing:
+                self.closing = None
+
+    def close(self, slab: int) -> None:
+        """No slot of it is handed out until all are back. One slab at a time; some slot of it is taken."""
+        assert self.closing is None and self.taken_in_slab[slab], slab
+        self.closing = slab
+        free = self._free[int(self.size_of_slab[slab])]
+        self._shut = free.intersection(self.slots_of(slab))
+        free -= self._shut

@@ -40,8 +40,8 @@ DAEMON = (
            "disconnected, so that a stopped one can't fill the daemon's memory.", 64 * KIB, GIB),
     Option("cpu.capacity", 4 * GIB, "bytes", "The RAM tier. Taken whole at start and pinned.", 32 * MIB, 64 * TIB),
     Option("cpu.pin", True, "yes/no", "Lock the arena in RAM, so that it never goes to swap."),
-    Option("lend.max_share", 0.125, "share", "How much of the arena one engine may hold as slots to save into. More lets "
-           "it save longer bursts, and leaves less for blocks.", 0.001, 0.5),
+    Option("lend.max_share", 0.25, "share", "How much of the arena all engines together may hold as slots to save into. "
+           "More lets them save longer bursts, and leaves less for blocks.", 0.001, 0.5),
     Option("lease.max_share", 0.5, "share", "How much of the arena leases may pin, so that there is always something to "
            "evict.", 0.01, 0.9),
     Option("log.level", "info", "text", "debug, info, warning or error."),
@@ -131,8 +131,10 @@ def example_toml() -> str:
         if subject != table:
             table = subject
             lines += [f"[{table}]"]
-        bounds = "" if option.maximum == float("inf") else f", {_show(option, option.minimum)} to " + _show(
-            option, option.maximum
+        bounds = (
+            ""
+            if option.maximum == float("inf")
+            else f", {_show(option, option.minimum)} to " + _show(option, option.maximum)
         )
         lines += textwrap.wrap(option.why, 110, initial_indent="# ", subsequent_indent="# ")
         lines += [f"# ({option.unit}{bounds})", f"#{name} = {_toml(option)}", ""]

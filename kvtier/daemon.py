@@ -10,7 +10,11 @@ import signal
 import sys
 from pathlib import Path
 
-from kvtier import __version__, _native, config
+from kvtier import (
+    __version__,
+    _native,  # type: ignore[attr-defined]
+    config,
+)
 from kvtier.client import default_socket
 from kvtier.config import Config, format_size
 from kvtier.errors import ConfigError, DaemonError, KVTierError
@@ -21,6 +25,8 @@ log = logging.getLogger("kvtierd")
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 EXIT_CONFIG, EXIT_FAULT = 2, 70
+BLOCK_BYTES_USUAL = 512 * config.KIB  # for so many blocks the index has room at once; for more it grows by itself
+TABLE_KEYS_MAX = 4_000_000
 
 
 def main() -> None:
@@ -31,12 +37,14 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=f"kvtierd {__version__}")
     given = parser.parse_args()
     if given.print_config:
-        print(config.example_toml())
+        print(config.example_toml(), end="")
         return
     try:
         settings = load(given.config, given.set)
         logging.basicConfig(
-            level=LEVELS[settings.text("log.level")], format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
+            level=LEVELS[settings.text("log.level")],
+            format="%(asctime)s %(levelname)-7s %(message)s",
+            stream=sys.stderr,
         )
         sys.exit(asyncio.run(Daemon(settings).run()))
     except KVTierError as error:
@@ -78,6 +86,7 @@ class Daemon:
             arena.size,
             lend_share=self.settings.number("lend.max_share"),
             lease_share=self.settings.number("lease.max_share"),
+            table=_native.KeyTable(expected=min(arena.size // BLOCK_BYTES_USUAL, TABLE_KEYS_MAX)),
         )
         # A root and a generation of its own: what another kvtierd kept in its RAM can't be meant by any key or slot.
         generation = secrets.randbelow(2**61) + 1

@@ -1,11 +1,11 @@
 """Every error that kvtier raises on purpose. Programmer errors are asserted instead.
 
-    KVTierError
-    |-- ConfigError          a setting is wrong; the message names it and the cure
-    |-- DaemonError          kvtierd can't be reached or refuses; for commands, never for an engine
-    `-- ProtocolError        a peer broke the protocol; `code` is one of CODES and travels in an Error frame
-        |-- FrameError       the bytes are no frame: garbage, truncated, too long
-        `-- OrderError       a good frame at the wrong time
+KVTierError
+|-- ConfigError          a setting is wrong; the message names it and the cure
+|-- DaemonError          kvtierd can't be reached or refuses; for commands, never for an engine
+`-- ProtocolError        a peer broke the protocol; `code` is one of CODES and travels in an Error frame
+    |-- FrameError       the bytes are no frame: garbage, truncated, too long
+    `-- OrderError       a good frame at the wrong time
 """
 
 CODES = {

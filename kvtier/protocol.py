@@ -13,6 +13,7 @@ travel: the arena's descriptor goes with Welcome (SCM_RIGHTS), to workers only.
     Commit     these lent slots are blocks       Drain      worker: finish your copies, then hang up
     GiveBack   these lent slots are not used     Error      why you are disconnected
     Touch      these were used just now          Snapshot   the answer to Ask
+    Want       so many slots I would like to hold
     Reset      nothing saved so far counts
     Report     what I counted
     Ask        observer: what is there?
@@ -20,7 +21,7 @@ travel: the arena's descriptor goes with Welcome (SCM_RIGHTS), to workers only.
 
 import struct
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import msgpack
@@ -33,6 +34,7 @@ FRAME_BYTES_MAX = 1024 * 1024
 KEYS_MAX = 16384  # keys or slots in one message
 TEXT_MAX = 256  # characters of an engine's name or a label
 COUNTS_MAX = 64  # entries of a Report
+COUNT_MAX = 2**63 - 1
 
 SCHEDULER, WORKER, OBSERVER = "scheduler", "worker", "observer"
 
@@ -109,6 +111,11 @@ class Touch:
 
 
 @dataclass(frozen=True, slots=True)
+class Want:
+    slots_wanted: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reset:
     pass
 
@@ -141,13 +148,13 @@ class Error:
 
 Message = (
     Hello | Welcome | Mapped | Workers | Lookup | Found | Release | Lend | Commit | GiveBack | Touch
-    | Reset | Report | Drain | Ask | Snapshot | Error
+    | Want | Reset | Report | Drain | Ask | Snapshot | Error
 )  # fmt: skip
 
 # A code is for ever: a new message gets a new one, and a changed message a new VERSION.
 _CODES: dict[int, type] = {
     1: Hello, 2: Welcome, 3: Mapped, 4: Workers, 5: Lookup, 6: Found, 7: Release, 8: Lend, 9: Commit, 10: GiveBack,
-    11: Touch, 12: Reset, 13: Report, 14: Drain, 15: Ask, 16: Snapshot, 17: Error,
+    11: Touch, 12: Reset, 13: Report, 14: Drain, 15: Ask, 16: Snapshot, 17: Error, 18: Want,
 }  # fmt: skip
 _CODE_OF = {kind: code for code, kind in _CODES.items()}
 _TYPES = {kind: tuple((f.name, f.type) for f in fields(kind)) for kind in _CODE_OF}
@@ -160,13 +167,14 @@ _WHOLE = {  # bytes fields are arrays of fixed-size entries
 
 
 def encode(message: Message) -> bytes:
-    body = msgpack.packb((_CODE_OF[type(message)], *astuple(message)))
+    kind = type(message)
+    body = msgpack.packb([_CODE_OF[kind], *[getattr(message, name) for name, _ in _TYPES[kind]]], default=_largest)
     assert len(body) <= FRAME_BYTES_MAX, type(message)
     return _LENGTH.pack(len(body)) + body
 
 
 def encode_lookup(lease: int, keys: bytes) -> bytes:
-    """encode(Lookup(...)) without the cost of `astuple`: this one is on the engine's critical path."""
+    """encode(Lookup(...)), a few microseconds sooner: this one is on the engine's critical path."""
     body = msgpack.packb((5, lease, keys))
     return _LENGTH.pack(len(body)) + body
 
@@ -174,6 +182,12 @@ def encode_lookup(lease: int, keys: bytes) -> bytes:
 def encode_found(lease: int, slots: bytes) -> bytes:
     body = msgpack.packb((6, lease, slots))
     return _LENGTH.pack(len(body)) + body
+
+
+def _largest(value: object) -> int:
+    """In place of a counter that has outgrown msgpack's integers: it must not end the daemon."""
+    assert type(value) is int, value
+    return COUNT_MAX
 
 
 def decode(body: bytes) -> Message:
@@ -185,6 +199,11 @@ def decode(body: bytes) -> Message:
     if not isinstance(parts, tuple) or not parts or type(parts[0]) is not int or parts[0] not in _CODES:
         raise FrameError("not a message")
     kind = _CODES[parts[0]]
+    if kind is Hello and len(parts) > 1 and type(parts[1]) is int and parts[1] != VERSION:
+        # Before its other fields are looked at: those of another version may be others.
+        raise ProtocolError(
+            "bad_version", f"kvtierd speaks protocol {VERSION}, the client {parts[1]}; install the same kvtier for both"
+        )
     declared = _TYPES[kind]
     if len(parts) - 1 != len(declared):
         raise FrameError(f"{kind.__name__} has {len(declared)} fields, not {len(parts) - 1}")
@@ -195,24 +214,23 @@ def decode(body: bytes) -> Message:
 
 
 def _check(message: str, name: str, expected: Any, value: object) -> None:
-    where = f"{message}.{name}"
     if expected is int:
-        if type(value) is not int or not 0 <= value < 2**63:
-            raise FrameError(f"{where} is no count")
+        if type(value) is not int or not 0 <= value <= COUNT_MAX:
+            raise FrameError(f"{message}.{name} is no count")
     elif expected is str:
         if type(value) is not str or (message != "Error" and len(value) > TEXT_MAX):
-            raise FrameError(f"{where} is no text of up to {TEXT_MAX} characters")
+            raise FrameError(f"{message}.{name} is no text of up to {TEXT_MAX} characters")
     elif expected is bytes:
         if type(value) is not bytes or len(value) % _WHOLE[name]:
-            raise FrameError(f"{where} is not a whole number of {_WHOLE[name]}-byte entries")
+            raise FrameError(f"{message}.{name} is not a whole number of {_WHOLE[name]}-byte entries")
         if len(value) > KEYS_MAX * _WHOLE[name]:
-            raise ProtocolError("too_many", f"{where} has more than {KEYS_MAX} entries")
+            raise ProtocolError("too_many", f"{message}.{name} has more than {KEYS_MAX} entries")
     elif type(value) is not dict:
-        raise FrameError(f"{where} is no map")
+        raise FrameError(f"{message}.{name} is no map")
     elif name == "counts":
-        good = all(type(k) is str and type(v) is int and 0 <= v < 2**63 for k, v in value.items())
+        good = all(type(k) is str and type(v) is int and 0 <= v <= COUNT_MAX for k, v in value.items())
         if not good or len(value) > COUNTS_MAX:
-            raise FrameError(f"{where} is no map of up to {COUNTS_MAX} counts")
+            raise FrameError(f"{message}.{name} is no map of up to {COUNTS_MAX} counts")
 
 
 class FrameReader:

@@ -12,6 +12,7 @@
 
 #include "arena.h"
 #include "copier.h"
+#include "key_table.h"
 #include "stream_copy.h"
 
 namespace nb = nanobind;
@@ -56,6 +57,37 @@ bool wait(HostCopier& copier, std::int64_t ticket, std::optional<double> timeout
   std::optional<std::chrono::duration<double>> timeout;
   if (timeout_s) timeout.emplace(*timeout_s);
   return copier.wait(ticket, timeout);
+}
+
+Key key_of(const nb::bytes& bytes) {
+  if (bytes.size() != kKeyBytes) throw nb::value_error("a key has 16 bytes");
+  return Key::load(bytes.c_str());
+}
+
+[[noreturn]] void raise_key_error(const nb::bytes& key) {
+  PyErr_SetObject(PyExc_KeyError, key.ptr());
+  throw nb::python_error();
+}
+
+nb::object find(const KeyTable& table, const nb::bytes& keys) {
+  if (keys.size() % kKeyBytes != 0) throw nb::value_error("packed keys must be a multiple of 16 bytes");
+  const std::size_t count = keys.size() / kKeyBytes;
+  auto* const slots = new std::uint32_t[count];
+  const nb::capsule owner(slots, [](void* pointer) noexcept { delete[] static_cast<std::uint32_t*>(pointer); });
+  table.find({keys.c_str(), keys.size()}, slots);
+  using Slots = nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<1>>;
+  return nb::cast(Slots(slots, {count}, owner));
+}
+
+void add(KeyTable& table, const nb::bytes& key, std::int64_t slot) {
+  if (slot < 0 || slot >= kAbsent) throw nb::value_error("slot must be 0 to ABSENT - 1");
+  if (!table.add(key_of(key), static_cast<std::uint32_t>(slot))) raise_key_error(key);
+}
+
+std::uint32_t remove(KeyTable& table, const nb::bytes& key) {
+  const std::uint32_t slot = table.remove(key_of(key));
+  if (slot == kAbsent) raise_key_error(key);
+  return slot;
 }
 
 void translate_os_error(const std::exception_ptr& thrown, void*) {
@@ -142,13 +174,42 @@ void bind_copier(nb::module_& m) {
   copier.attr("MAX_THREADS") = kMaxThreads;
 }
 
+void bind_key_table(nb::module_& m) {
+  nb::class_<KeyTable> table(
+      m, "KeyTable",
+      "A hash table from 16-byte keys to slot numbers (0 to ABSENT - 1), in one flat array outside Python's memory.\n\n"
+      "Made for keys that are keyed digests: the last bytes of a key choose its bucket as they are, so keys that\n"
+      "somebody crafts to share them make every call slow. Not thread safe: one thread owns it (in kvtierd the event\n"
+      "loop). The GIL is kept, since every call is short. All methods raise TypeError unless a key is `bytes`.");
+  table
+      .def(nb::init<std::int64_t>(), "expected"_a = 0,
+           "With room for `expected` keys; beyond that it doubles at once, which takes 15 to 20 ns a key. It never\n"
+           "shrinks. Raises ValueError (negative), MemoryError.")
+      .def("__len__", &KeyTable::size)
+      .def("__contains__", [](const KeyTable& self, const nb::bytes& key) { return self.find(key_of(key)) != kAbsent; },
+           "key"_a, "Raises ValueError unless the key has 16 bytes.")
+      .def("find", &find, "keys"_a,
+           "The slots of the n keys that are packed in `keys` (16 bytes each, one after the other), in their order: a\n"
+           "new numpy uint32 array of shape (n,), ABSENT where a key is missing. Keys may repeat; n may be 0.\n\n"
+           "Raises ValueError unless len(keys) is a multiple of 16.")
+      .def("add", &add, "key"_a, "slot"_a,
+           "Raises KeyError when the key is there already, ValueError (not 16 bytes, slot out of range), MemoryError.\n"
+           "Nothing has changed then.")
+      .def("remove", &remove, "key"_a,
+           "Forget the key and return the slot it had. Raises KeyError when it is missing, ValueError (not 16 bytes).")
+      .def_prop_ro("memory_bytes", &KeyTable::memory_bytes, "int: bytes that the array takes, full or empty.");
+  table.attr("ABSENT") = kAbsent;
+  table.attr("KEY_BYTES") = kKeyBytes;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
-  m.doc() = "Shared memory and copies: addresses, lengths and descriptors, nothing about keys, tiers or sessions.";
+  m.doc() = "Shared memory, copies and a table of keys: nothing about messages, tiers or sessions.";
   nb::register_exception_translator(translate_os_error);
   bind_arena(m);
   bind_copier(m);
+  bind_key_table(m);
   m.def("cpu_copy_path", &copy_path,
         "How large copies are stored on this CPU: \"avx512\" or \"avx2\" (non-temporal), or \"memcpy\".");
 }

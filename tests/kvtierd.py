@@ -72,7 +72,11 @@ class KVTierd:
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=self.before_exec
             )
-        eventually(lambda: self._listens() or self.process.poll() is not None)
+        try:
+            eventually(lambda: self._listens() or self.process.poll() is not None)
+        except AssertionError:
+            self.process.kill()
+            raise
         assert self.process.poll() is None, self.said()
 
     def _listens(self) -> bool:
@@ -123,9 +127,7 @@ class KVTierd:
         return self.log.read_text()
 
 
-def scheduler_hello(
-    engine: str = "engine", model: str = "model", block_bytes: int = SLOT, lend: int = 8
-) -> protocol.Hello:
+def scheduler_hello(engine: str = "engine", model: str = "model", block_bytes: int = SLOT, lend: int = 8) -> protocol.Hello:
     """`model` stands for all facts of the namespace."""
     namespace = model.encode().ljust(32, b".")
     return protocol.Hello(protocol.VERSION, protocol.SCHEDULER, engine, namespace, block_bytes, 16, lend)

@@ -3,6 +3,7 @@
     connector.py   KVTierConnector: what vLLM loads; hands each hook to vLLM's own OffloadingConnector and to us
     spec.py        what OffloadingConnector asks for: a manager for the scheduler process, a worker for each rank
     manager.py     scheduler process: which blocks are here, which are to be saved
+    tracked.py     what the manager remembers of requests and jobs
     worker.py      worker process: copies between engine and arena
     layout.py      addresses of a block's bytes, in the engine and in a slot
     identity.py    the facts that make a namespace
@@ -17,6 +18,4 @@ def register() -> None:
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
     if "KVTierConnector" not in KVConnectorFactory._registry:
-        KVConnectorFactory.register_connector(
-            "KVTierConnector", "kvtier.connectors.vllm.connector", "KVTierConnector"
-        )
+        KVConnectorFactory.register_connector("KVTierConnector", "kvtier.connectors.vllm.connector", "KVTierConnector")

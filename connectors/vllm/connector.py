@@ -9,6 +9,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvtier.connectors.vllm import identity
+from kvtier.connectors.vllm.manager import KVTierManager
+from kvtier.connectors.vllm.spec import KVTierSpec, KVTierWorkerMetadata
+from kvtier.connectors.vllm.worker import KVTierWorker
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole, KVConnectorTransferResults
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build_offloading_config
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
@@ -17,10 +21,6 @@ from kvtier import __version__, protocol
 from kvtier.block import namespace_digest
 from kvtier.client import SchedulerClient, WorkerClient, default_socket
 from kvtier.config import CONNECTOR, MIB, Config
-from kvtier.connectors.vllm import identity
-from kvtier.connectors.vllm.manager import KVTierManager
-from kvtier.connectors.vllm.spec import KVTierSpec, KVTierWorkerMetadata
-from kvtier.connectors.vllm.worker import KVTierWorker
 from kvtier.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,26 +63,18 @@ class KVTierConnector(OffloadingConnector):
             self._manager = self.connector_scheduler.manager
             assert isinstance(self._manager, KVTierManager)
             hello = self._scheduler_hello(engine, vllm_config, kv_cache_config)
-            self._manager.open(
-                SchedulerClient(self._socket, hello, vllm_config.parallel_config.world_size), self._settings
-            )
+            self._manager.open(SchedulerClient(self._socket, hello, vllm_config.parallel_config.world_size), self._settings)
             self._manager.await_daemon(self._settings.number("start_wait_ms") / 1e3)
         else:
             self._hello = protocol.Hello(protocol.VERSION, protocol.WORKER, engine, b"", 0, 0, 0)
 
-    def _scheduler_hello(
-        self, engine: str, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig"
-    ) -> protocol.Hello:
+    def _scheduler_hello(self, engine: str, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> protocol.Hello:
         spec = KVTierSpec(build_offloading_config(vllm_config, kv_cache_config))
-        facts = identity.facts(
-            vllm_config, kv_cache_config, spec.blocks_per_chunk, self._settings.text("weights_id")
-        )
+        facts = identity.facts(vllm_config, kv_cache_config, spec.blocks_per_chunk, self._settings.text("weights_id"))
         tokens = min(spec.tokens_per_block) * spec.blocks_per_chunk
         chunks = -(-vllm_config.scheduler_config.max_num_batched_tokens // tokens) * len(spec.tokens_per_block)
         block_bytes = spec.rank_bytes * spec.config.parallel.world_size
-        log.info(
-            "kvtier %s: blocks of %d tokens, %d bytes; daemon at %s", __version__, tokens, block_bytes, self._socket
-        )
+        log.info("kvtier %s: blocks of %d tokens, %d bytes; daemon at %s", __version__, tokens, block_bytes, self._socket)
         return protocol.Hello(
             protocol.VERSION,
             protocol.SCHEDULER,
@@ -99,6 +91,10 @@ class KVTierConnector(OffloadingConnector):
         super().on_new_request(request)
         lora = request.lora_request
         self._manager.attend(request, b"" if lora is None else self._lora_digest(lora))
+
+    def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
+        self._manager.local_hit(request.request_id, num_computed_tokens)
+        return super().get_num_new_matched_tokens(request, num_computed_tokens)
 
     def update_state_after_alloc(self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int) -> None:
         super().update_state_after_alloc(request, blocks, num_external_tokens)

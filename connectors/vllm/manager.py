@@ -17,10 +17,12 @@ and aren't called for jobs that a cache reset has overtaken.
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from kvtier.connectors.vllm.edge import edge
+from kvtier.connectors.vllm.spec import ArenaSpec, KVTierSpec
+from kvtier.connectors.vllm.tracked import TrackedJob, TrackedRequest
 from vllm.v1.kv_offload.base import (
     LoadStoreSpec,
     LookupResult,
@@ -37,8 +39,6 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from kvtier.block import ABSENT, BlockKey, block_key, pack_keys
 from kvtier.client import SchedulerClient
 from kvtier.config import Config
-from kvtier.connectors.vllm.edge import edge
-from kvtier.connectors.vllm.spec import ArenaSpec, KVTierSpec
 from kvtier.protocol import KEYS_MAX
 
 if TYPE_CHECKING:
@@ -47,34 +47,6 @@ if TYPE_CHECKING:
 LEASE_UNUSED_S = 10.0  # a request that vLLM can't admit for so long asks again later, rather than pin blocks
 REPORT_S = 1.0  # between reports of what was counted here
 NONE = ArenaSpec(token=0, generation=0, slots=np.empty(0, np.uint32))  # belongs to no job; no worker copies it
-
-
-@dataclass
-class _Request:
-    request: "Request | None" = None
-    suffix: bytes = b""  # what tells its blocks apart beyond vLLM's hash: the content of a LoRA adapter
-    barred: bool = False  # neither loads nor saves: a load failed, or its KV is from before a reset
-    lease: int | None = None
-    generation: int = 0  # of the lease
-    asked: Sequence[OffloadKey] = ()
-    asked_at: float = 0.0
-    slots: dict[OffloadKey, int] | None = None  # the answer: what is here, leased
-    known: set[OffloadKey] | None = None  # the daemon has them or gets them: not to be saved
-    keys: dict[OffloadKey, BlockKey] = field(default_factory=dict)
-    secret: bytes = b""  # what these keys were made with
-    saving: int = 0  # jobs not settled
-    finished: bool = False
-
-
-@dataclass
-class _Job:
-    req_id: str
-    ranks: int  # that have not settled it
-    lease: int | None = None  # of a load
-    keys: bytes = b""  # of a save, packed
-    slots: list[int] = field(default_factory=list)
-    generation: int = 0
-    failed: bool = False
 
 
 class KVTierManager(OffloadingManager):
@@ -86,17 +58,19 @@ class KVTierManager(OffloadingManager):
             for group in config.groups
         ]
         self._clock = clock
-        self._requests: dict[str, _Request] = {}
-        self._jobs: dict[int, _Job] = {}
+        self._requests: dict[str, TrackedRequest] = {}
+        self._jobs: dict[int, TrackedJob] = {}
         self._last_token = 0
         self._waiting_leases: dict[str, None] = {}  # requests with an unused lease, longest first
         self._counts: dict[str, int] = {}
         self._reported_at = 0.0
-        self._stalled = False  # an answer was late: don't wait for any until one comes
+        self._step = 0  # counts scheduling steps
+        self._late_after: int | None = None  # answers heard when one was late: wait for none until another comes
         self._client: SchedulerClient | None = None
 
     def open(self, client: SchedulerClient, settings: Config) -> None:
         self._client = client
+        self._save_steps = settings.count("save_steps")
         self._deadline_s = settings.number("lookup_deadline_ms") / 1e3
         self._inline_s = self._inline_left_s = settings.number("lookup_inline_us") / 1e6
 
@@ -113,7 +87,7 @@ class KVTierManager(OffloadingManager):
     # --- hooks, in the order of a request's life ---------------------------------------------------------------
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
-        self._requests[req_context.req_id] = _Request()
+        self._requests[req_context.req_id] = TrackedRequest()
         return RequestOffloadingContext()
 
     @edge(lambda: None)
@@ -121,6 +95,13 @@ class KVTierManager(OffloadingManager):
         """The connector's word after on_new_request, which sees no Request."""
         mine = self._requests[request.request_id]
         mine.request, mine.suffix = request, suffix
+        if self._client is not None:
+            self._client.want(self._client.hello.lend, self._clock())
+
+    @edge(lambda: None)
+    def local_hit(self, req_id: str, tokens: int) -> None:
+        """The engine's own cache has so many tokens of the request."""
+        self._requests[req_id].local_tokens = tokens
 
     @edge(lambda: LookupResult.MISS)
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
@@ -128,7 +109,9 @@ class KVTierManager(OffloadingManager):
         if mine is None or mine.barred:
             return LookupResult.MISS
         if mine.slots is None or mine.generation != self._generation:
-            if not self._resolve(req_context.req_id, mine):
+            # vLLM goes on to ask for every key of a request that was told RETRY; once a step is enough to look.
+            if mine.retried == self._step or not self._resolve(req_context.req_id, mine):
+                mine.retried = self._step
                 return LookupResult.RETRY
             assert mine.slots is not None
         return LookupResult.HIT if key in mine.slots else LookupResult.MISS
@@ -141,7 +124,7 @@ class KVTierManager(OffloadingManager):
         mine = self._requests[req_context.req_id]
         assert mine.slots is not None and mine.lease is not None
         slots = [mine.slots[key] for key in keys]
-        job = _Job(req_context.req_id, self._ranks, lease=mine.lease, slots=slots, generation=mine.generation)
+        job = TrackedJob(req_context.req_id, self._ranks, lease=mine.lease, slots=slots, generation=mine.generation)
         self._forget_answer(req_context.req_id, mine)
         return ArenaSpec(self._new_job(job), job.generation, np.array(slots, dtype=np.uint32), job.req_id)
 
@@ -168,8 +151,7 @@ class KVTierManager(OffloadingManager):
             return nothing
         if mine.known is None:
             self._learn(req_context.req_id, mine)
-        assert mine.known is not None
-        fresh = [key for key in keys if key not in mine.known]
+        fresh = [key for key in keys if self._is_new(key, mine, req_context)]
         slots = client.borrow(len(fresh))
         if len(slots) < len(fresh):
             self._count("skipped_no_slot", len(fresh) - len(slots))
@@ -177,9 +159,9 @@ class KVTierManager(OffloadingManager):
         if not fresh:
             return nothing
         packed = pack_keys(self._keys(mine, fresh))
-        job = _Job(req_context.req_id, self._ranks, keys=packed, slots=slots, generation=client.generation)
+        job = TrackedJob(req_context.req_id, self._ranks, keys=packed, slots=slots, generation=client.generation)
         token = self._new_job(job)
-        mine.known.update(fresh)
+        mine.saved.update(fresh)
         mine.saving += 1
         return PrepareStoreOutput(fresh, ArenaSpec(token, client.generation, np.array(slots, dtype=np.uint32)), [])
 
@@ -209,6 +191,7 @@ class KVTierManager(OffloadingManager):
     @edge(lambda: None)
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         """Once a step: hear the daemon, say what was counted."""
+        self._step += 1
         self._inline_left_s = self._inline_s
         client = self._client
         if client is None:
@@ -220,6 +203,8 @@ class KVTierManager(OffloadingManager):
             if now - mine.asked_at < LEASE_UNUSED_S:
                 break
             self._release_unused(req_id, mine)
+        if not self._requests:  # the engine is idle; one step's worth of slots is enough to begin again
+            client.want(max(1, client.hello.lend // self._save_steps), now)
         if self._counts and now - self._reported_at > REPORT_S and client.ready:
             client.report(self._counts, now)
             self._counts, self._reported_at = {}, now
@@ -253,10 +238,15 @@ class KVTierManager(OffloadingManager):
     # --- questions -----------------------------------------------------------------------------------------------
 
     @property
+    def _stalled(self) -> bool:
+        """The daemon is slow or frozen: what is asked now is a miss at once."""
+        return self._client is not None and self._late_after == self._client.answers
+
+    @property
     def _generation(self) -> int:
         return self._client.generation if self._client is not None else 0
 
-    def _resolve(self, req_id: str, mine: _Request) -> bool:
+    def _resolve(self, req_id: str, mine: TrackedRequest) -> bool:
         """Whether the answer for this request is known: `mine.slots`, perhaps of nothing."""
         client, now = self._client, self._clock()
         if client is None or mine.request is None:
@@ -273,13 +263,13 @@ class KVTierManager(OffloadingManager):
             self._take_answer(mine, answer)
             return True
         if self._stalled or now - mine.asked_at > self._deadline_s:
-            self._stalled = True
+            self._late_after = client.answers
             self._count("lookups_late", 1)
             self._release_unused(req_id, mine)
             return self._answer_nothing(mine)
         return False
 
-    def _ask(self, req_id: str, mine: _Request, now: float) -> None:
+    def _ask(self, req_id: str, mine: TrackedRequest, now: float) -> None:
         assert self._client is not None and mine.request is not None
         mine.asked = self._names(mine.request)
         mine.generation = self._client.generation
@@ -288,7 +278,7 @@ class KVTierManager(OffloadingManager):
         mine.lease = self._client.lookup(pack_keys(self._keys(mine, mine.asked)), now)
         self._waiting_leases[req_id] = None
 
-    def _await(self, mine: _Request, now: float) -> np.ndarray | None:
+    def _await(self, mine: TrackedRequest, now: float) -> np.ndarray | None:
         """The answer, waiting for it as long as this step may still wait."""
         client = self._client
         assert client is not None and mine.lease is not None
@@ -300,26 +290,33 @@ class KVTierManager(OffloadingManager):
             if answer is not None:
                 self._count("lookups_inline", 1)
         self._inline_left_s = max(0.0, self._inline_left_s - (self._clock() - now))
-        if answer is not None:
-            self._stalled = False
         return answer
 
-    def _take_answer(self, mine: _Request, answer: np.ndarray) -> None:
+    def _take_answer(self, mine: TrackedRequest, answer: np.ndarray) -> None:
         here = np.flatnonzero(answer != ABSENT).tolist()
         slots = answer.tolist()
         mine.slots = {mine.asked[i]: slots[i] for i in here}
         mine.known = set(mine.slots).union(mine.known or ())
 
-    def _answer_nothing(self, mine: _Request) -> bool:
+    def _answer_nothing(self, mine: TrackedRequest) -> bool:
         mine.slots, mine.generation = {}, self._generation
         return True
 
-    def _learn(self, req_id: str, mine: _Request) -> None:
-        """Which blocks the daemon has already. Not knowing costs a copy, so it is not waited for beyond this step."""
+    def _learn(self, req_id: str, mine: TrackedRequest) -> None:
+        """Which blocks the daemon has already. It is not waited for beyond this step."""
         self._resolve(req_id, mine)
         self._release_unused(req_id, mine)
-        if mine.known is None:
-            mine.known = set()
+
+    @staticmethod
+    def _is_new(key: OffloadKey, mine: TrackedRequest, req_context: ReqContext) -> bool:
+        """Whether to save it. While the daemon's answer is not here, what the engine's own cache had counts as saved:
+        it was, when it was computed."""
+        if key in mine.saved:
+            return False
+        if mine.known is not None:
+            return key not in mine.known
+        end = req_context.get_offload_key_position(key)
+        return end is None or end > mine.local_tokens
 
     # --- how -----------------------------------------------------------------------------------------------------
 
@@ -332,7 +329,7 @@ class KVTierManager(OffloadingManager):
             for i in range(hashes_per_chunk - 1, len(hashes), hashes_per_chunk)
         ][:KEYS_MAX]
 
-    def _keys(self, mine: _Request, names: Sequence[OffloadKey]) -> list[BlockKey]:
+    def _keys(self, mine: TrackedRequest, names: Sequence[OffloadKey]) -> list[BlockKey]:
         assert self._client is not None
         secret, suffix, keys = self._client.secret, mine.suffix, mine.keys
         if mine.secret != secret:
@@ -343,12 +340,12 @@ class KVTierManager(OffloadingManager):
                 keys[name] = block_key(secret, name + suffix)
         return [keys[name] for name in names]
 
-    def _new_job(self, job: _Job) -> int:
+    def _new_job(self, job: TrackedJob) -> int:
         self._last_token += 1
         self._jobs[self._last_token] = job
         return self._last_token
 
-    def _settled(self, job: _Job, now: float) -> None:
+    def _settled(self, job: TrackedJob, now: float) -> None:
         assert self._client is not None
         mine = self._requests.get(job.req_id)
         if job.lease is not None:
@@ -367,22 +364,23 @@ class KVTierManager(OffloadingManager):
             mine.saving -= 1
             self._end_if_done(job.req_id, mine)
 
-    def _end_if_done(self, req_id: str, mine: _Request) -> None:
+    def _end_if_done(self, req_id: str, mine: TrackedRequest) -> None:
         if not mine.finished or mine.saving:
             return
         del self._requests[req_id]
-        if mine.known and self._client is not None and not mine.barred and self._client.ready:
-            assert mine.request is not None
-            names = [name for name in self._names(mine.request) if name in mine.known]
-            self._client.touch(pack_keys(self._keys(mine, names)), self._clock())
+        client = self._client
+        here = mine.saved.union(mine.known or ())
+        if here and client is not None and client.ready and mine.secret == client.secret and not mine.barred:
+            # Made in prefix order: by the lookup, then block after block by the saves.
+            client.touch(pack_keys(key for name, key in mine.keys.items() if name in here), self._clock())
 
-    def _release_unused(self, req_id: str, mine: _Request) -> None:
+    def _release_unused(self, req_id: str, mine: TrackedRequest) -> None:
         """End a lease that no load has taken; the next lookup asks again."""
         if mine.lease is not None and self._client is not None:
             self._client.release(mine.lease, 0, self._clock())
         self._forget_answer(req_id, mine)
 
-    def _forget_answer(self, req_id: str, mine: _Request) -> None:
+    def _forget_answer(self, req_id: str, mine: TrackedRequest) -> None:
         self._waiting_leases.pop(req_id, None)
         mine.lease, mine.slots, mine.asked = None, None, ()
 

@@ -14,6 +14,9 @@ import os
 import time
 from dataclasses import dataclass
 
+from kvtier.connectors.vllm.edge import edge
+from kvtier.connectors.vllm.layout import Layout
+from kvtier.connectors.vllm.spec import ArenaSpec, KVTierSpec
 from vllm.v1.kv_offload.base import (
     CanonicalKVCaches,
     GPULoadStoreSpec,
@@ -24,9 +27,6 @@ from vllm.v1.kv_offload.base import (
 
 from kvtier import _native
 from kvtier.client import WorkerClient
-from kvtier.connectors.vllm.edge import edge
-from kvtier.connectors.vllm.layout import Layout
-from kvtier.connectors.vllm.spec import ArenaSpec, KVTierSpec
 
 log = logging.getLogger("kvtier")
 

@@ -105,29 +105,30 @@ def kvtierd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KVTierd]:
         yield running
 
 
-def _connector(daemon: KVTierd) -> dict[str, Any]:
+def _connector(daemon: KVTierd, **settings: object) -> dict[str, Any]:
     return {
         "kv_connector": "KVTierConnector",
         "kv_role": "kv_both",
-        "kv_connector_extra_config": {"kvtier": {"socket": str(daemon.socket)}},
+        "kv_connector_extra_config": {"kvtier": {"socket": str(daemon.socket), **settings}},
     }
 
 
 @pytest.fixture(scope="session")
 def connector_for() -> Callable[[KVTierd], dict[str, Any]]:
-    """vLLM's kv_transfer_config for an engine beside this daemon."""
+    """vLLM's kv_transfer_config for an engine beside this daemon, with the deadlines that users have."""
     return _connector
 
 
 @pytest.fixture(scope="session")
 def with_kvtier(kvtierd: KVTierd) -> dict[str, Any]:
-    return _connector(kvtierd)
+    """On a machine that tests keep busy an answer may be late, which is a miss; here hits are asserted."""
+    return _connector(kvtierd, lookup_deadline_ms=10_000)
 
 
 @pytest.fixture(scope="session")
 def with_kvtier_unjoined(kvtierd: KVTierd) -> dict[str, Any]:
     """One of kvtier's blocks is one of the engine's, however small, so that both hit the same lengths."""
-    connector = _connector(kvtierd)
+    connector = _connector(kvtierd, lookup_deadline_ms=10_000)
     connector["kv_connector_extra_config"]["blocks_per_chunk"] = 1
     return connector
 

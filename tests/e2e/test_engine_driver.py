@@ -70,9 +70,7 @@ def test_salts_keep_requests_apart(llama: Engine) -> None:
     assert [a.cached_tokens for a in llama.generate([prompt] * 3, salt=["a", "b", None])] == [CACHED, 0, 0]
 
 
-def test_other_weights_answer_otherwise(
-    llama: Engine, start_engine: Callable[..., Engine], other_llama_path: Path
-) -> None:
+def test_other_weights_answer_otherwise(llama: Engine, start_engine: Callable[..., Engine], other_llama_path: Path) -> None:
     prompt = prompt_of(1)
     other = start_engine(other_llama_path)
     assert other.generate([prompt])[0].tokens != llama.generate([prompt])[0].tokens
@@ -112,9 +110,7 @@ def test_metrics(llama: Engine) -> None:
 
 
 @pytest.mark.long
-def test_the_death_of_the_engine_process_is_an_error(
-    start_engine: Callable[..., Engine], tiny_llama_path: Path
-) -> None:
+def test_the_death_of_the_engine_process_is_an_error(start_engine: Callable[..., Engine], tiny_llama_path: Path) -> None:
     engine = start_engine(tiny_llama_path, multiprocess=True)
     cold, hit = (engine.generate([prompt_of(1)])[0] for _ in range(2))
     assert (cold.cached_tokens, hit.cached_tokens, hit.tokens) == (0, CACHED, cold.tokens)

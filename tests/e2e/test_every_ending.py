@@ -30,7 +30,11 @@ def engine(start_engine, tiny_llama_path, with_kvtier_unjoined) -> Engine:
 def cramped(start_engine, tiny_llama_path, with_kvtier_unjoined) -> Engine:
     """Room for 24 blocks: six conversations can't run at once."""
     return start_engine(
-        tiny_llama_path, connector=with_kvtier_unjoined, block_size=BLOCK, num_gpu_blocks=24, extra={"max_model_len": 512}
+        tiny_llama_path,
+        connector=with_kvtier_unjoined,
+        block_size=BLOCK,
+        num_gpu_blocks=24,
+        extra={"max_model_len": 512},
     )
 
 

@@ -4,7 +4,6 @@ import random
 
 import pytest
 from engine import Engine
-
 from kvtierd import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -71,9 +70,9 @@ def test_another_model_of_the_same_shape_never_hits(first, start_engine, other_l
     other.stop()
 
 
-def test_another_kv_dtype_never_hits(first, start_engine, tiny_llama_path, with_kvtier_unjoined):
+def test_another_dtype_never_hits(first, start_engine, tiny_llama_path, with_kvtier_unjoined):
     first.generate([_prompt(6)])
-    other = start_engine(tiny_llama_path, connector=with_kvtier_unjoined, block_size=BLOCK, kv_cache_dtype="fp8")
+    other = start_engine(tiny_llama_path, connector=with_kvtier_unjoined, block_size=BLOCK, dtype="float32")
     assert other.generate([_prompt(6)])[0].external_tokens == 0
     other.stop()
 

@@ -8,7 +8,6 @@ import time
 
 import pytest
 from engine import Engine
-
 from kvtierd import KVTierd, eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

@@ -116,9 +116,7 @@ def copied_with_guards(copier, fragments: list[tuple[np.ndarray, int, int]]) -> 
         sources.append(source)
         targets.append(room)
         inner.append(room[GUARD + target_shift : GUARD + target_shift + content.size])
-    ticket = copier.submit(
-        column(*map(address, sources)), column(*map(address, inner)), column(*(s.size for s in sources))
-    )
+    ticket = copier.submit(column(*map(address, sources)), column(*map(address, inner)), column(*(s.size for s in sources)))
     assert copier.wait(ticket)
     arrived = all(np.array_equal(content, place) for (content, _, _), place in zip(fragments, inner))
     for place in inner:

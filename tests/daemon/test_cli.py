@@ -1,0 +1,245 @@
+"""kvtier stats and tier-stats, as installed: what they print, where, and with which exit status."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kvtierd import PATIENCE_S, SLOT, Engine, KVTierd, Worker, some_keys
+
+from kvtier import __version__
+from kvtier.client import ask
+from kvtier.errors import DaemonError
+from kvtier.stats import COUNTERS
+
+COMMANDS = Path(sys.executable).parent
+TERMINAL = (50, 160)  # lines, columns
+
+
+def run(*words: object, **options: object) -> subprocess.CompletedProcess:
+    program, *arguments = map(str, words)
+    return subprocess.run(
+        [str(COMMANDS / program), *arguments], capture_output=True, text=True, timeout=PATIENCE_S, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KVTierd]:
+    """A daemon with one engine: 3 blocks saved, one lease on 2 of them, 2 loaded before."""
+    with (
+        KVTierd(tmp_path_factory.mktemp("busy")) as daemon,
+        Engine(daemon.socket, "my-engine") as engine,
+        Worker(daemon.socket, "my-engine"),
+    ):
+        engine.save(some_keys(3))
+        engine.lookup(some_keys(2))
+        engine.release(loaded=2)
+        engine.lookup(some_keys(2))
+        yield daemon
+
+
+def row(text: str, name: str) -> list[str]:
+    """The words of the one line that begins with this name."""
+    (line,) = [line for line in text.splitlines() if line.startswith(name + " ")]
+    return line.split()
+
+
+# --- once --------------------------------------------------------------------------------------------------------
+
+
+def test_stats_show_the_tier_the_engines_and_what_was_counted(busy):
+    shown = run("kvtier", "stats", "-1", "--socket", busy.socket)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith(f"kvtierd {__version__}  up ")
+    assert f"pid {busy.pid}" in shown.stdout
+    tier = row(shown.stdout, "cpu")
+    assert tier[1:3] == ["64", "MiB"]
+    assert " 3  " in shown.stdout and tier[-3:] == ["32", "0.00", "0.00"]  # hit tokens, GB/s in, GB/s out
+    engine = row(shown.stdout, "my-engine")
+    assert engine[1:3] == [str(os.getpid())] * 2  # the scheduler's process and the worker's
+    assert engine[3:-1] == ["64", "KiB", "16", "5/8", "1", "2"]
+    assert row(shown.stdout, "saved_blocks") == ["saved_blocks", "3", *COUNTERS["saved_blocks"].split()]
+
+
+def test_what_was_never_counted_is_not_shown(busy):
+    shown = run("kvtier", "stats", "-1", "--socket", busy.socket).stdout
+    assert "evicted_blocks" not in shown and "connector_faults" not in shown
+
+
+def test_without_a_terminal_it_prints_once_without_being_told_to(busy):
+    shown = run("kvtier", "stats", "--socket", busy.socket)
+    assert shown.returncode == 0
+    assert row(shown.stdout, "my-engine")[0] == "my-engine"
+    assert "\x1b" not in shown.stdout
+
+
+def test_tier_stats_is_kvtier_stats(busy):
+    env = {**os.environ, "KVTIER_SOCKET": str(busy.socket)}
+    outputs = [run("tier-stats", "-1", env=env).stdout, run("kvtier", "stats", "-1", env=env).stdout]
+    steady = [re.sub(r"\d+m\d+s|\d+s", "", output) for output in outputs]  # all but how long it has been up
+    assert steady[0].splitlines()[:5] == steady[1].splitlines()[:5]
+    assert "my-engine" in outputs[0]
+
+
+def test_an_idle_daemon_says_that_no_engine_is_connected(tmp_path):
+    with KVTierd(tmp_path) as daemon:
+        assert "none is connected" in run("kvtier", "stats", "-1", "--socket", daemon.socket).stdout
+
+
+def test_json_is_one_object_with_everything(busy):
+    state = json.loads(run("kvtier", "stats", "--json", "--socket", busy.socket).stdout)
+    assert set(state) == {
+        "version", "generation", "uptime_s", "arena", "pid", "tiers", "engines", "counters", "clients"
+    }  # fmt: skip
+    assert set(state["counters"]) == set(COUNTERS)
+    assert state["tiers"]["cpu"] == {
+        "capacity_bytes": 64 * 1024**2,
+        "used_bytes": 8 * SLOT,
+        "lent_bytes": 5 * SLOT,
+        "leased_bytes": 2 * SLOT,
+        "blocks": 3,
+        "hit_tokens": 32,
+    }
+    (engine,) = state["engines"]
+    assert engine.pop("connected_s") >= 0
+    assert engine == {
+        "engine": "my-engine",
+        "lent_slots": 5,
+        "lend_target": 8,
+        "leases": 1,
+        "leased_blocks": 2,
+        "slot_bytes": SLOT,
+        "block_tokens": 16,
+    }
+    assert [client["role"] for client in state["clients"]] == ["scheduler", "worker", "observer"]
+    assert set(state["arena"]) == {"huge_bytes", "pinned", "notes"}
+
+
+# --- no daemon, wrong usage --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["kvtier", "stats"], ["kvtier", "stats", "--json"], ["tier-stats", "-1"]])
+def test_without_a_daemon_it_ends_with_1_and_says_what_to_do(tmp_path, command):
+    ended = run(*command, "--socket", tmp_path / "nobody.sock")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == (
+        f"{command[0]}: no kvtierd on {tmp_path}/nobody.sock: No such file or directory; "
+        "start kvtierd, or name its socket with --socket or KVTIER_SOCKET\n"
+    )
+
+
+def test_a_command_that_asks_learns_why_there_is_no_answer(tmp_path):
+    daemon = KVTierd(tmp_path)
+    with pytest.raises(DaemonError, match=r"no kvtierd on .*: No such file or directory; start kvtierd, or name"):
+        ask(daemon.socket)
+    with daemon:
+        assert ask(daemon.socket)["pid"] == daemon.pid
+        daemon.stop_()
+        with pytest.raises(DaemonError, match=r"doesn't answer within 0.1 s"):
+            ask(daemon.socket, timeout_s=0.1)
+        daemon.kill()
+        with pytest.raises(DaemonError, match=r"Connection refused"):
+            ask(daemon.socket)
+
+
+def test_a_daemon_of_another_version_is_said_to_be_one(tmp_path):
+    with KVTierd(tmp_path, version=2) as daemon:
+        ended = run("kvtier", "stats", "--socket", daemon.socket)
+        assert ended.returncode == 1
+        assert "kvtierd speaks protocol 2, the client 1; install the same kvtier" in ended.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["stat"], ["stats", "--interval", "soon"]])
+def test_wrong_usage_ends_with_2(words):
+    ended = run("kvtier", *words)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("usage: kvtier")
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(busy):
+    command = f"{COMMANDS / 'kvtier'} stats --json --socket {busy.socket} | true"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert "Traceback" not in ended.stderr
+
+
+# --- on a terminal -----------------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A program on a terminal of its own."""
+
+    def __init__(self, *words: object) -> None:
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            program, *arguments = map(str, words)
+            os.execve(COMMANDS / program, [program, *arguments], {**os.environ, "TERM": "xterm-256color"})
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("4H", *TERMINAL, 0, 0))
+        self.shown = ""
+
+    def read_until(self, seen: str, times: int = 1) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while self.shown.count(seen) < times:
+            assert time.monotonic() < deadline, self.shown
+            if select.select([self._fd], [], [], 0.1)[0]:
+                self.shown += os.read(self._fd, 65536).decode(errors="replace")
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._fd, keys)
+
+    def status(self) -> int:
+        """Its exit status, once it has ended; what it still printed is in `shown`."""
+        with contextlib.suppress(OSError):  # the terminal ends with its program
+            while data := os.read(self._fd, 65536):
+                self.shown += data.decode(errors="replace")
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self._fd)
+
+
+@pytest.fixture
+def live(busy: KVTierd) -> Iterator[Terminal]:
+    terminal = Terminal("kvtier", "stats", "--interval", "0.1", "--socket", busy.socket)
+    yield terminal
+    terminal.close()
+
+
+def test_on_a_terminal_it_redraws_until_ctrl_c_and_leaves_the_terminal_as_it_was(live):
+    live.read_until("my-engine", times=4)
+    assert "\x1b[?1049h" in live.shown  # the other screen, so that the scrollback stays
+    live.press(b"\x03")
+    assert live.status() == 130
+    assert "\x1b[?1049l" in live.shown
+    assert "Traceback" not in live.shown
+
+
+def test_when_the_daemon_ends_the_live_view_ends_with_1_and_says_why(tmp_path):
+    with KVTierd(tmp_path) as daemon:
+        terminal = Terminal("tier-stats", "--interval", "0.1", "--socket", daemon.socket)
+        terminal.read_until("none is connected")
+        assert daemon.terminate() == 0
+        assert terminal.status() == 1
+        assert "start kvtierd" in terminal.shown and "Traceback" not in terminal.shown
+        terminal.close()
+
+
+def test_once_on_a_terminal_prints_and_ends(busy):
+    terminal = Terminal("kvtier", "stats", "-1", "--socket", busy.socket)
+    assert terminal.status() == 0
+    assert "my-engine" in terminal.shown and "\x1b[?1049h" not in terminal.shown
+    terminal.close()

@@ -1,0 +1,252 @@
+"""Engines that die. Their slots and leases come back within a second, and never under a copy that still runs.
+
+An engine here is real processes (engine_process.py) with the real clients and copier. A worker's copy lasts until the
+test lets it finish, so nothing depends on how fast the machine is.
+"""
+
+import contextlib
+import json
+import selectors
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kvtierd import PATIENCE_S, Engine, KVTierd, Worker, eventually, some_keys
+
+from kvtier import _native
+from kvtier.block import SLOT_UNIT, unpack_slots
+from kvtier.protocol import Lend
+
+PROGRAM = Path(__file__).with_name("engine_process.py")
+SLOT_BYTES = 1 << 20
+UNITS = SLOT_BYTES // SLOT_UNIT
+ARENA_SLOTS = 32  # one engine may hold half of them
+BACK_WITHIN_S = 1.0
+OLD, NEW = 7, 9  # what the engine that dies writes, and the one that wants its slots
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[KVTierd]:
+    with KVTierd(tmp_path, {"cpu.capacity": f"{ARENA_SLOTS} MiB", "lend.max_share": 0.5}) as started:
+        yield started
+
+
+class Process:
+    """One process of an engine, and what it tells."""
+
+    def __init__(self, role: str, daemon: KVTierd, engine: str, *numbers: int) -> None:
+        command = [sys.executable, str(PROGRAM), role, str(daemon.socket), engine, *map(str, numbers)]
+        # Unbuffered: what select sees is all there is.
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self.process.stdout, selectors.EVENT_READ)
+
+    def command(self, *words: object) -> None:
+        self.process.stdin.write(" ".join(map(str, words)).encode() + b"\n")
+
+    def hear(self, name: str) -> Any:
+        """The value of the next thing of this name that it tells."""
+        while True:
+            assert self._selector.select(PATIENCE_S), f"the process never told {name}"
+            line = self.process.stdout.readline()
+            assert line, f"the process ended before it told {name}"
+            if name in (told := json.loads(line)):
+                return told[name]
+
+    def kill(self) -> None:
+        """kill -9; returns when it is gone."""
+        self.process.kill()
+        self.process.wait()
+        self._selector.close()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+class EngineProcesses:
+    """A scheduler and a worker: up, with blocks saved, a lease held, slots lent."""
+
+    def __init__(self, daemon: KVTierd, name: str, lend: int = 8) -> None:
+        self.name = name
+        self.worker = Process("worker", daemon, name, SLOT_BYTES)
+        self.scheduler = Process("scheduler", daemon, name, SLOT_BYTES, lend)
+        while not self.scheduler.hear("ready"):
+            pass
+        self.generation = self.worker.hear("generation")
+
+    def save_and_lease(self, n: int) -> list[int]:
+        """Blocks that it saved and now holds a lease on."""
+        self.scheduler.command("save", n)
+        saved = self.scheduler.hear("saved")
+        self.scheduler.command("lease", n)
+        assert self.scheduler.hear("leased") == saved
+        return saved
+
+    def copy_into_lent(self) -> list[int]:
+        """The worker fills every slot that is still lent, until it is told to finish."""
+        self.scheduler.command("borrow", ARENA_SLOTS)
+        slots = self.scheduler.hear("borrowed")
+        self.worker.command("copy", OLD, *slots)
+        assert self.worker.hear("copying") == slots
+        return slots
+
+    def kill(self) -> None:
+        self.scheduler.kill()
+        self.worker.kill()
+
+
+@pytest.fixture
+def engine(daemon: KVTierd) -> Iterator[EngineProcesses]:
+    started = EngineProcesses(daemon, "dies")
+    yield started
+    started.kill()
+
+
+def bytes_of(arena: np.ndarray, slot: int) -> np.ndarray:
+    return arena[slot * SLOT_UNIT : slot * SLOT_UNIT + SLOT_BYTES]
+
+
+class Hungry:
+    """Another engine that wants the whole arena: it fills whatever it is lent and asks for more."""
+
+    def __init__(self, daemon: KVTierd, stack: contextlib.ExitStack) -> None:
+        self.scheduler = stack.enter_context(Engine(daemon.socket, "hungry", block_bytes=SLOT_BYTES, lend=ARENA_SLOTS))
+        worker = stack.enter_context(Worker(daemon.socket, "hungry"))
+        arena = stack.enter_context(_native.Arena.attach(worker.fds[0], ARENA_SLOTS * SLOT_BYTES))
+        self.memory = arena.view()
+        self.got: set[int] = set()
+        self.meals = 0
+
+    def eat(self) -> set[int]:
+        """Fills and saves what is lent now and takes what comes for it. Returns all that it ever got."""
+        for slot in self.scheduler.lent:
+            bytes_of(self.memory, slot)[:] = NEW
+        self.got.update(self.scheduler.lent)
+        self.meals += 1
+        self.scheduler.save(some_keys(len(self.scheduler.lent), f"meal {self.meals}"))
+        while not self.scheduler.lent:
+            self.scheduler.lent = unpack_slots(self.scheduler.hear(Lend).slots).tolist()
+        return self.got
+
+    def spoiled(self) -> list[int]:
+        """Slots of its own that somebody else has written."""
+        return [slot for slot in self.got if (bytes_of(self.memory, slot) != NEW).any()]
+
+
+# --- the whole engine dies ---------------------------------------------------------------------------------------
+
+
+def test_slots_and_leases_of_a_killed_engine_are_back_within_a_second(daemon, engine):
+    engine.save_and_lease(3)
+    engine.copy_into_lent()
+    held = daemon.engine("dies")
+    assert (held["leases"], held["leased_blocks"], held["lent_slots"]) == (1, 3, 5)
+    engine.kill()
+    eventually(lambda: daemon.engine("dies") is None, within=BACK_WITHIN_S)
+    cpu = daemon.cpu()
+    assert (cpu["leased_bytes"], cpu["lent_bytes"], cpu["used_bytes"]) == (0, 0, 3 * SLOT_BYTES)
+    assert daemon.counter("engines_gone") == 1
+
+
+def test_the_blocks_of_a_killed_engine_are_still_there_for_others(daemon, engine):
+    saved = engine.save_and_lease(3)
+    engine.kill()
+    again = EngineProcesses(daemon, "comes after")
+    again.scheduler.command("lease", 3)
+    assert again.scheduler.hear("leased") == saved
+    again.kill()
+
+
+# --- the scheduler dies, its worker copies -----------------------------------------------------------------------
+
+
+def test_slots_are_not_lent_to_others_while_a_worker_of_the_dead_engine_still_copies_into_them(daemon, engine):
+    slots = set(engine.copy_into_lent())
+    engine.scheduler.kill()
+    with contextlib.ExitStack() as stack:
+        hungry = Hungry(daemon, stack)
+        for _ in range(20):
+            assert not hungry.eat() & slots
+        assert len(hungry.got) == ARENA_SLOTS - len(slots)  # everything else
+        assert daemon.engine("dies")["lent_slots"] == len(slots)
+        assert all((bytes_of(hungry.memory, slot) == OLD).all() for slot in slots)
+        assert hungry.spoiled() == []
+
+        engine.worker.command("finish")
+        assert engine.worker.hear("hung_up")
+        eventually(lambda: daemon.engine("dies") is None, within=BACK_WITHIN_S)
+        eventually(lambda: hungry.eat() >= slots)
+        assert hungry.spoiled() == []
+
+
+def test_leases_of_a_dead_scheduler_hold_until_its_worker_has_drained(daemon, engine):
+    # A load reads a leased slot; the worker may be in the middle of it.
+    engine.save_and_lease(3)
+    engine.copy_into_lent()
+    engine.scheduler.kill()
+    eventually(lambda: [c["role"] for c in daemon.snapshot()["clients"]] == ["worker", "observer"])
+    assert daemon.engine("dies")["leased_blocks"] == 3
+    engine.worker.command("finish")
+    eventually(lambda: daemon.cpu()["leased_bytes"] == 0)
+
+
+def test_a_worker_killed_in_the_middle_of_its_copy_gives_everything_back_within_a_second(daemon, engine):
+    engine.copy_into_lent()
+    engine.scheduler.kill()
+    eventually(lambda: [c["role"] for c in daemon.snapshot()["clients"]] == ["worker", "observer"])
+    assert daemon.engine("dies")["lent_slots"] == 8
+    engine.worker.kill()
+    eventually(lambda: daemon.engine("dies") is None, within=BACK_WITHIN_S)
+    assert daemon.cpu()["used_bytes"] == 0
+
+
+def test_a_drained_worker_comes_back_and_so_does_a_new_scheduler_both_with_a_new_generation(daemon, engine):
+    engine.copy_into_lent()
+    engine.scheduler.kill()
+    engine.scheduler = Process("scheduler", daemon, "dies", SLOT_BYTES, 8)
+    eventually(lambda: "former processes of this engine are not gone yet" in daemon.said())
+    assert engine.worker.process.poll() is None
+    engine.worker.command("finish")
+    assert engine.worker.hear("hung_up")
+    generation = engine.worker.hear("generation")
+    assert generation > engine.generation
+    assert engine.scheduler.hear("generation") == generation
+    while not engine.scheduler.hear("ready"):
+        pass
+    assert daemon.engine("dies")["lent_slots"] == 8
+
+
+# --- a worker dies, its scheduler lives --------------------------------------------------------------------------
+
+
+def test_a_scheduler_that_lost_its_worker_is_not_ready_and_keeps_its_slots(daemon, engine):
+    engine.copy_into_lent()
+    engine.worker.kill()
+    while engine.scheduler.hear("ready"):
+        pass
+    assert daemon.engine("dies")["lent_slots"] == 8
+    engine.worker = Process("worker", daemon, "dies", SLOT_BYTES)
+    while not engine.scheduler.hear("ready"):
+        pass
+    assert engine.worker.hear("generation") == engine.generation
+
+
+# --- many ---------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_leaks_when_engines_come_and_die_many_times(daemon):
+    for turn in range(40):
+        with Worker(daemon.socket, f"engine {turn % 3}"):
+            eventually(lambda: not daemon.snapshot()["engines"])
+            scheduler = Engine(daemon.socket, f"engine {turn % 3}", block_bytes=SLOT_BYTES)
+            scheduler.save(some_keys(2, f"turn {turn}"))
+            scheduler.lookup(some_keys(2, f"turn {turn}"))
+            scheduler.close()
+    eventually(lambda: not daemon.snapshot()["engines"], within=BACK_WITHIN_S)
+    cpu = daemon.cpu()
+    assert (cpu["lent_bytes"], cpu["leased_bytes"]) == (0, 0)
+    assert cpu["used_bytes"] == cpu["blocks"] * SLOT_BYTES
+    assert daemon.counter("engines_gone") == 40

@@ -1,0 +1,353 @@
+"""A simulated engine, as the vLLM connector makes one: a scheduler that asks, workers that copy.
+
+    away --start--> up --crash, hang up, refused--> draining --copies over, wire empty--> away
+
+A message takes a while but none overtakes another. What a scheduler said before it died is still heard.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kvtier.block import ABSENT, BlockKey, block_key, namespace_secret, private_secret
+
+from .arena_model import Meaning, part_of
+
+if TYPE_CHECKING:
+    from .simulation import Namespace, Simulation
+
+ROOT = b"the daemon's root"
+CONVERSATIONS, BLOCKS_MAX = 5, 6
+BUSY_UNTIL = 10.0  # simulated seconds in which engines begin requests and come back
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How the surroundings behave. Each default is right; the other value is a bug of theirs, planted by a test."""
+
+    leaves_when_copies_are_over: bool = True
+    commits_when_all_ranks_are_done: bool = True
+    gives_back_when_all_ranks_are_done: bool = True
+    releases_when_all_ranks_are_done: bool = True
+
+
+RIGHT = Habits()
+
+
+@dataclass(eq=False)
+class Request:
+    keys: list[BlockKey]
+    meanings: list[Meaning]
+    lease: int = 0
+    barred: bool = False  # its KV is from before a reset
+
+
+@dataclass(eq=False)
+class Job:
+    """A copy of some blocks of a request, by every rank."""
+
+    request: Request
+    name: str
+    loads: bool
+    slots: list[int]
+    keys: list[BlockKey]
+    meanings: list[Meaning]
+    ranks: int  # that are not done
+    failed: bool = False
+    settled: bool = False
+
+
+@dataclass(eq=False)
+class EngineModel:
+    sim: Simulation
+    name: str
+    namespace: Namespace
+    state: str = "away"
+    stay: int = 0  # which life this is
+    wish: int = 0  # lent slots, when it is not resting
+    token: bytes = b""  # private since a reset; a process that dies takes it along
+    reset_due: bool = False  # it was reset while away
+    lent: list[int] = field(default_factory=list)
+    open: dict[int, Request] = field(default_factory=dict)  # lease -> request that waits or loads
+    jobs: list[Job] = field(default_factory=list)
+    copies: int = 0  # parts handed to workers and not over
+    heard: bool = True  # False once the daemon refused it
+    shared_secret: bytes = b""
+    secret: bytes = b""
+    version: str = ""  # of the weights: part of what each key means
+    _wire_free_at: float = 0.0
+    _leases: itertools.count = field(default_factory=lambda: itertools.count(1))
+    _tokens: itertools.count = field(default_factory=lambda: itertools.count(1))
+
+    # --- life --------------------------------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.open and not self.jobs and not self.copies and self.state != "draining"
+
+    def start(self) -> None:
+        if self.state != "away":
+            return
+        self.stay += 1
+        self.state, self.heard = "up", True
+        self.wish = self.sim.random.choice((1, 2, 4, 9))
+        epoch = self.sim.join(self.name, self.namespace, self.wish)
+        self.shared_secret = namespace_secret(ROOT, self.namespace.digest, epoch)
+        self.secret = private_secret(self.shared_secret, self.token) if self.token else self.shared_secret
+        # Engines of one epoch run the same weights; one that was reset has some of its own.
+        self.version = self.token.decode() or f"weights-{self.sim.expected.resets[self.namespace.digest]}"
+        if self.reset_due:
+            self._send_reset()
+        self._later(0.05, "ticks", self._tick)
+
+    def _tick(self) -> None:
+        if self.sim.now > BUSY_UNTIL:
+            return
+        self._later(0.1, "ticks", self._tick)
+        luck = self.sim.random.random()
+        if luck < 0.92:
+            self._begin_request()
+        elif luck < 0.95:
+            self._rest()
+        elif luck < 0.965:
+            self.reset_cache()
+        elif luck < 0.985:
+            self.crash()
+        elif luck < 0.993:
+            self.hang_up()
+        else:
+            self._break_the_protocol()
+
+    def crash(self) -> None:
+        """The scheduler's process dies. Its workers may still finish what they were told."""
+        self._end("crashes")
+        self.token, self.reset_due = b"", False
+
+    def hang_up(self) -> None:
+        """The scheduler gives up this stay, and comes back with what it knows."""
+        self._end("hangs up")
+        if self.sim.chance(0.2):
+            self._new_token()
+            self.reset_due = True
+
+    def _end(self, how: str) -> None:
+        self.state = "draining"
+        self.open.clear()
+        self.jobs.clear()
+        self.lent = []
+        self._say(how, self._fall_silent, always=True)
+
+    def _fall_silent(self) -> None:
+        self.sim.leaving(self.name)
+        self._over()
+
+    def _over(self) -> None:
+        """The daemon has heard the end of the scheduler; the rest is heard when no worker copies."""
+        if self.copies and self.sim.habits.leaves_when_copies_are_over:
+            self.sim.after(0.02, f"{self.name} drains", self._over)
+            return
+        self.sim.leave(self.name)
+        self.state = "away"
+        if self.sim.now < BUSY_UNTIL:
+            self.sim.after(self.sim.delay(0.5), f"{self.name} comes back", self.start)
+
+    def _rest(self) -> None:
+        """It wants fewer slots for a while, and gives back what it holds above that; now and then it wants too many."""
+        few = self.sim.random.choice((0, 0, 1, 3, 20))
+        back, self.lent = self.lent[few:], self.lent[:few]
+        self._say(f"wants {few} slots", lambda: self.sim.want(self.name, few))
+        if back:
+            self._say(f"gives back {back}", lambda: self.sim.give_back(self.name, back))
+        wish = self.wish
+        self._later(0.5, f"wants {wish} slots", lambda: self._say("wants", lambda: self.sim.want(self.name, wish)))
+
+    def reset_cache(self) -> None:
+        """The weights change: nothing saved so far means anything to this engine any more."""
+        self._new_token()
+        for request in list(self.open.values()):
+            request.barred = True
+            self._abort(request)
+        for job in self.jobs:
+            job.request.barred = job.failed = True
+        self._send_reset()
+
+    def _new_token(self) -> None:
+        self.token = f"{self.name}'s {next(self._tokens)}. reset".encode()
+
+    def _send_reset(self) -> None:
+        self.reset_due = False
+        self.secret = private_secret(self.shared_secret, self.token)
+        self.version = self.token.decode()
+        self._say("resets", lambda: self.sim.reset(self.name, self.namespace))
+
+    def _break_the_protocol(self) -> None:
+        """The daemon refuses it and hears nothing that it says later."""
+        key = self._some_blocks().keys[0]
+
+        def refused() -> None:
+            self.sim.commit_of_a_slot_that_is_not_lent(self.name, key)
+            self.heard = False
+            if self.state == "up":
+                self.hang_up()
+
+        self._say("names a slot that is not its own", refused)
+
+    # --- requests ----------------------------------------------------------------------------------------------
+
+    def on_lent(self, slots: list[int]) -> None:
+        if self.state == "up":
+            self._later(0.01, f"gets slots {slots}", lambda: self.lent.extend(slots))
+
+    def _begin_request(self) -> None:
+        request = self._some_blocks()
+        if self.sim.chance(0.15):  # it doesn't ask what is there
+            self._save(request, range(len(request.keys)))
+            return
+        request.lease = next(self._leases)
+        self.open[request.lease] = request
+        self._say(f"looks up {len(request.keys)} keys, lease {request.lease}", lambda: self._ask(request))
+        if self.sim.chance(0.1):
+            self._later(0.05, f"aborts lease {request.lease}", lambda: self._abort(request))
+
+    def _some_blocks(self) -> Request:
+        conversation = min(self.sim.random.randrange(CONVERSATIONS) for _ in range(2))  # some are talked to more
+        numbers = list(range(self.sim.random.randint(1, BLOCKS_MAX)))
+        if self.sim.chance(0.05):
+            numbers += numbers[:2]
+        meanings: list[Meaning] = [(self.namespace.digest[:4].hex(), self.version, conversation, i) for i in numbers]
+        keys = [block_key(self.secret, b"%d:%d" % (conversation, i)) for i in numbers]
+        for key, meaning in zip(keys, meanings, strict=True):
+            self.sim.learn(key, meaning, self.namespace.units)
+        return Request(keys, meanings)
+
+    def _ask(self, request: Request) -> None:
+        answer = self.sim.lookup(self.name, request.lease, request.keys, request.meanings)
+        self._later(0.02, f"hears lease {request.lease}: {answer}", lambda: self._on_answer(request, answer))
+
+    def _on_answer(self, request: Request, answer: list[int]) -> None:
+        if request.lease not in self.open:
+            return
+        here = [i for i, slot in enumerate(answer) if slot != ABSENT]
+        absent = [i for i, slot in enumerate(answer) if slot == ABSENT]
+        if not here or self.sim.chance(0.1):
+            self._release(request, 0)
+        elif self.sim.chance(0.1):
+            self._later(2.0, f"held lease {request.lease} for nothing", lambda: self._abort(request))
+        else:
+            self._load(request, here, [answer[i] for i in here])
+        self._save(request, absent)
+
+    def _abort(self, request: Request) -> None:
+        """A load that runs is not stopped; its end releases the lease."""
+        if request.lease in self.open and not any(job.loads and job.request is request for job in self.jobs):
+            self._release(request, 0)
+
+    def _release(self, request: Request, loaded: int) -> None:
+        del self.open[request.lease]
+        self._say(f"releases {request.lease}", lambda: self.sim.release(self.name, request.lease, loaded))
+
+    # --- copies ------------------------------------------------------------------------------------------------
+
+    def _load(self, request: Request, which: list[int], slots: list[int]) -> None:
+        job = self._job(request, True, which, slots)
+        for rank in range(self.namespace.ranks):
+            self._hand_to_worker(job, lambda rank=rank: self._read(job, rank))
+
+    def _save(self, request: Request, which: list[int] | range) -> None:
+        count = min(len(which), len(self.lent))
+        slots, self.lent = self.lent[:count], self.lent[count:]
+        if not slots or request.barred:
+            self.lent = slots + self.lent
+            return
+        job = self._job(request, False, list(which)[:count], slots)
+        for rank in range(self.namespace.ranks):
+            self._hand_to_worker(job, lambda rank=rank: self._write(job, rank))
+
+    def _job(self, request: Request, loads: bool, which: list[int], slots: list[int]) -> Job:
+        keys, meanings = [request.keys[i] for i in which], [request.meanings[i] for i in which]
+        name = f"{self.name}'s {'load' if loads else 'save'} {slots}"
+        job = Job(request, name, loads, slots, keys, meanings, self.namespace.ranks)
+        self.jobs.append(job)
+        return job
+
+    def _hand_to_worker(self, job: Job, begin: Callable[[], None]) -> None:
+        self.copies += 1
+        self.sim.after(self.sim.delay(0.05), f"{job.name} begins", begin)
+
+    def _read(self, job: Job, rank: int) -> None:
+        parts = [part_of(slot, self.namespace.units, rank, self.namespace.ranks) for slot in job.slots]
+        for part, slot, meaning in zip(parts, job.slots, job.meanings, strict=True):
+            assert self.sim.arena.is_right(part, slot, meaning), f"{job.name} would read what is not {meaning}"
+        seen = [self.sim.arena.begin_read(part) for part in parts]
+
+        def end() -> None:
+            for part, writes in zip(parts, seen, strict=True):
+                self.sim.arena.end_read(part, writes)
+            self._done(job, failed=self.sim.chance(0.03))
+
+        self.sim.after(self.sim.delay(0.1), f"{job.name} ends, rank {rank}", end)
+
+    def _write(self, job: Job, rank: int) -> None:
+        parts = [part_of(slot, self.namespace.units, rank, self.namespace.ranks) for slot in job.slots]
+        who = f"{job.name}, rank {rank},"
+        for part in parts:
+            self.sim.arena.begin_write(who, part)
+
+        def end() -> None:
+            failed = self.sim.chance(0.05)
+            for part, slot, meaning in zip(parts, job.slots, job.meanings, strict=True):
+                self.sim.arena.end_write(who, part, slot, meaning, whole=not failed)
+            self._done(job, failed)
+
+        self.sim.after(self.sim.delay(0.1), f"{job.name} ends, rank {rank}", end)
+
+    def _done(self, job: Job, failed: bool) -> None:
+        self.copies -= 1
+        job.ranks -= 1
+        job.failed |= failed
+        if job not in self.jobs or job.settled:  # of a stay that is over
+            return
+        if job.ranks and self._waits_for_all_ranks(job):
+            return
+        job.settled = True
+        self._later(0.01, f"settles {job.name}", lambda: self._settle(job))
+
+    def _waits_for_all_ranks(self, job: Job) -> bool:
+        habits = self.sim.habits
+        if job.loads:
+            return habits.releases_when_all_ranks_are_done
+        return habits.gives_back_when_all_ranks_are_done if job.failed else habits.commits_when_all_ranks_are_done
+
+    def _settle(self, job: Job) -> None:
+        if job not in self.jobs:
+            return
+        self.jobs.remove(job)
+        if job.loads:
+            self._release(job.request, 0 if job.failed else len(job.slots))
+        elif job.failed:
+            self._say(f"gives back {job.slots}", lambda: self.sim.give_back(self.name, job.slots))
+        else:
+            self._say(f"commits {job.slots}", lambda: self.sim.commit(self.name, job.keys, job.slots))
+        if not job.request.barred:
+            self._say("touches", lambda: self.sim.touch(job.request.keys))
+
+    # --- the wire ----------------------------------------------------------------------------------------------
+
+    def _say(self, what: str, action: Callable[[], None], always: bool = False) -> None:
+        """To the daemon: late, in order."""
+        self._wire_free_at = max(self.sim.now + self.sim.delay(0.01), self._wire_free_at)
+        heard = action if always else lambda: action() if self.heard else None
+        self.sim.at(self._wire_free_at, f"{self.name} {what}", heard)
+
+    def _later(self, seconds: float, what: str, action: Callable[[], None]) -> None:
+        """Within this stay."""
+        stay = self.stay
+
+        def unless_over() -> None:
+            if self.state == "up" and self.stay == stay:
+                action()
+
+        self.sim.after(self.sim.delay(seconds), f"{self.name} {what}", unless_over)

@@ -1,0 +1,380 @@
+"""Bugs planted on purpose, to see that the simulator would notice them.
+
+Each function takes a sound store and breaks one line of it: by hand on the store's own parts, never in the module, so
+that no other store is touched. Its name says what is wrong and shows in the test's id.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kvtier.block import ABSENT, SLOT_UNIT
+from kvtier.store import BlockStore
+
+from .engine_model import Habits
+
+
+def release_forgets_to_unpin(store: BlockStore) -> None:
+    store.index.unpin = lambda slots: []
+
+
+def unpin_frees_a_slot_that_still_holds_a_block(store: BlockStore) -> None:
+    sound = store.index.unpin
+
+    def unpin(slots: np.ndarray) -> list[int]:
+        sound(slots)
+        return [slot for slot in np.unique(slots).tolist() if not store.index.is_pinned(slot)]
+
+    store.index.unpin = unpin
+
+
+def unpin_names_a_freed_slot_once_a_pin(store: BlockStore) -> None:
+    sound = store.index.unpin
+
+    def unpin(slots: np.ndarray) -> list[int]:
+        freed = sound(slots)
+        return [slot for slot in slots.tolist() if slot in freed]
+
+    store.index.unpin = unpin
+
+
+def commit_of_a_known_key_leaks_the_slot(store: BlockStore) -> None:
+    commit, give = store.commit, store.slots.give
+
+    def leaking(engine, keys, slots):
+        store.slots.give = lambda slot: None
+        commit(engine, keys, slots)
+        store.slots.give = give
+
+    store.commit = leaking
+
+
+def commit_does_not_check_that_the_slot_was_lent(store: BlockStore) -> None:
+    store._require_lent = lambda engine, slots: None
+
+
+def give_back_leaves_the_slot_lent_too(store: BlockStore) -> None:
+    sound = store.give_back
+
+    def give_back(engine, slots):
+        sound(engine, slots)
+        store._engines[engine].lent.update(slots.tolist())
+
+    store.give_back = give_back
+
+
+def leave_gives_lent_slots_back_twice(store: BlockStore) -> None:
+    sound = store.leave
+
+    def leave(engine):
+        lent = set(store._engines[engine].lent)
+        sound(engine)
+        for slot in lent:
+            store.slots.give(slot)
+
+    store.leave = leave
+
+
+def leave_forgets_the_leases(store: BlockStore) -> None:
+    sound = store.leave
+
+    def leave(engine):
+        store._engines[engine].leases.clear()
+        sound(engine)
+
+    store.leave = leave
+
+
+def leave_forgets_lent_slots(store: BlockStore) -> None:
+    sound = store.leave
+
+    def leave(engine):
+        store._engines[engine].lent.clear()
+        sound(engine)
+
+    store.leave = leave
+
+
+def reset_drops_only_what_is_not_leased(store: BlockStore) -> None:
+    sound = store.index.of_namespace
+    store.index.of_namespace = lambda number: np.array(
+        [slot for slot in sound(number).tolist() if not store.index.is_pinned(slot)], dtype=np.int64
+    )
+
+
+def reset_forgets_the_epoch(store: BlockStore) -> None:
+    sound = store.reset
+
+    def reset(engine, namespace):
+        sound(engine, namespace)
+        store._namespaces[namespace].epoch -= 1
+
+    store.reset = reset
+
+
+def eviction_ignores_leases(store: BlockStore) -> None:
+    store.index.is_pinned = lambda slot: False
+
+
+def a_block_dropped_while_leased_is_free_at_once(store: BlockStore) -> None:
+    sound = store.index.drop
+
+    def drop(slot):
+        sound(slot)
+        return True
+
+    store.index.drop = drop
+
+
+def lookup_answers_the_slot_of_the_neighbour(store: BlockStore) -> None:
+    sound = store.index.find
+    store.index.find = lambda keys: np.roll(sound(keys), 1)
+
+
+def lookup_answers_a_slot_that_is_one_off(store: BlockStore) -> None:
+    sound = store.lookup
+    store.lookup = lambda engine, lease, keys: np.where(
+        (answer := sound(engine, lease, keys)) == ABSENT, ABSENT, answer + np.uint32(1)
+    )
+
+
+def lookup_leases_only_the_first_key(store: BlockStore) -> None:
+    sound = store.index.pin
+    store.index.pin = lambda slots: sound(slots[:1])
+
+
+def a_slot_leased_twice_has_one_pin(store: BlockStore) -> None:
+    def pin(slots):
+        store.index._pins[slots] = 1
+
+    store.index.pin = pin
+
+
+def the_lease_limit_is_not_applied(store: BlockStore) -> None:
+    store._leased_bytes_max = store.slots.capacity * 100
+
+
+def leased_bytes_only_grow(store: BlockStore) -> None:
+    sound = store._unpin
+
+    def unpin(slots, slot_bytes):
+        before = store.leased_bytes
+        sound(slots, slot_bytes)
+        store.leased_bytes = before
+
+    store._unpin = unpin
+
+
+def lend_goes_over_its_target(store: BlockStore) -> None:
+    sound = store._may_lend
+    store._may_lend = lambda engine: sound(engine) or len(engine.lent) == store._target(engine)
+
+
+def lend_goes_over_the_share_of_all(store: BlockStore) -> None:
+    store._may_lend = lambda engine: len(engine.lent) < store._target(engine)
+
+
+def lend_forgets_that_others_joined(store: BlockStore) -> None:
+    store._target = lambda engine: min(engine.wish, max(1, store._lend_bytes_max // engine.slot_bytes))
+
+
+def an_engine_that_ran_out_of_slots_is_forgotten(store: BlockStore) -> None:
+    sound, marked = store._mark_hungry, set()
+    store._mark_hungry = lambda name: None if name in marked else (marked.add(name), sound(name))
+
+
+def a_wish_is_forgotten(store: BlockStore) -> None:
+    store.want = lambda engine, slots: None
+
+
+def a_wish_is_not_limited(store: BlockStore) -> None:
+    sound = store.want
+
+    def want(engine, slots):
+        store._engines[engine].wish_max = slots
+        sound(engine, slots)
+
+    store.want = want
+
+
+def an_engine_that_is_leaving_is_lent_to(store: BlockStore) -> None:
+    store.leaving = lambda engine: None
+
+
+def nobody_is_served_after_a_release(store: BlockStore) -> None:
+    sound = store.release
+
+    def release(engine, lease, loaded):
+        before = store._can_help
+        sound(engine, lease, loaded)
+        store._can_help = before
+
+    store.release = release
+
+
+def nobody_is_served_after_a_leave(store: BlockStore) -> None:
+    sound = store.leave
+
+    def leave(engine):
+        before = store._can_help
+        sound(engine)
+        store._can_help = before
+
+    store.leave = leave
+
+
+def a_slab_is_cut_anew_while_slots_of_it_are_lent(store: BlockStore) -> None:
+    def close(slab):
+        store.slots.size_of_slab[slab] = 0
+        store.slots._unassigned.append(slab)
+
+    store.slots.close = close
+
+
+def a_slab_that_should_close_stays_open(store: BlockStore) -> None:
+    store.slots.close = lambda slab: None
+
+
+def a_closing_slab_hands_out_its_free_slots(store: BlockStore) -> None:
+    def close(slab):
+        store.slots.closing, store.slots._shut = slab, set()
+
+    store.slots.close = close
+
+
+def a_closing_slab_hands_out_what_comes_back(store: BlockStore) -> None:
+    sound = store.slots.give
+
+    def give(slot):
+        closing, size = store.slots.is_closing(slot), store.slots.size_of(slot)
+        sound(slot)
+        if closing and store.slots.size_of(slot):
+            store.slots._free[size].add(slot)
+
+    store.slots.give = give
+
+
+def a_closing_slab_is_never_whole(store: BlockStore) -> None:
+    sound = store.slots.give
+
+    def give(slot):
+        closing = store.slots.closing
+        sound(slot)
+        store.slots.closing = closing
+
+    store.slots.give = give
+
+
+def a_commit_into_the_closing_slab_is_kept(store: BlockStore) -> None:
+    store.slots.is_closing = lambda slot: False
+
+
+def for_whom_a_slab_was_closed_is_forgotten(store: BlockStore) -> None:
+    sound = store._clear_slab
+
+    def clear_slab(size, own):
+        before = store._closing_for
+        whole = sound(size, own)
+        store._closing_for = before
+        return whole
+
+    store._clear_slab = clear_slab
+
+
+def a_slab_goes_for_its_oldest_block(store: BlockStore) -> None:
+    def oldest_stamps():
+        stamps = np.where(store.lru._stamp > 0, store.lru._stamp, np.inf)
+        return stamps.reshape(store.slots.slabs, -1).min(axis=1)
+
+    store.lru.mean_stamps = oldest_stamps
+
+
+def pins_by_slab_only_grow(store: BlockStore) -> None:
+    sound = store._unpin
+
+    def unpin(slots, slot_bytes):
+        before = store._pins_in_slab.copy()
+        sound(slots, slot_bytes)
+        store._pins_in_slab = before
+
+    store._unpin = unpin
+
+
+def give_puts_the_slot_into_the_wrong_size(store: BlockStore) -> None:
+    sound = store.slots.give
+
+    def give(slot):
+        size = store.slots.size_of(slot)
+        sound(slot)
+        if store.slots.size_of(slot):
+            store.slots._free[size].discard(slot)
+            store.slots._free.setdefault(size + SLOT_UNIT, set()).add(slot)
+
+    store.slots.give = give
+
+
+def give_counts_a_slot_twice(store: BlockStore) -> None:
+    sound = store.slots.give
+
+    def give(slot):
+        taken, slab = store.slots.taken_in_slab, store.slots.slab_of(slot)
+        taken[slab] -= taken[slab] > 1
+        sound(slot)
+
+    store.slots.give = give
+
+
+def an_emptied_slab_leaves_its_slots_free(store: BlockStore) -> None:
+    sound = store.slots.give
+
+    def give(slot):
+        size = store.slots.size_of(slot)
+        others = set(store.slots.slots_of(store.slots.slab_of(slot)))
+        sound(slot)
+        if not store.slots.size_of(slot):
+            store.slots._free[size].update(others)
+
+    store.slots.give = give
+
+
+def the_lru_forgets_touches(store: BlockStore) -> None:
+    store.lru.touch = lambda slots: None
+
+
+def the_lru_keeps_the_leaf_longest(store: BlockStore) -> None:
+    sound = store.lru.touch
+    store.lru.touch = lambda slots: sound(slots[::-1])
+
+
+def the_lru_keeps_what_was_dropped(store: BlockStore) -> None:
+    store.lru.remove = lambda slot: None
+
+
+def the_lru_forgets_what_was_put_aside(store: BlockStore) -> None:
+    store.lru.restore = lambda slots: None
+
+
+def eviction_takes_the_newest(store: BlockStore) -> None:
+    store.lru.oldest = lambda size, acceptable: next(
+        (
+            slot
+            for slot in np.argsort(-store.lru._stamp).tolist()
+            if store.lru._stamp[slot] and store.slots.size_of(slot) == size * SLOT_UNIT and acceptable(slot)
+        ),
+        None,
+    )
+
+
+STORE_BUGS: list[Callable[[BlockStore], None]] = [
+    plant
+    for plant in list(globals().values())
+    if callable(plant) and getattr(plant, "__module__", "") == __name__ and plant.__name__.islower()
+]
+
+# What surrounds the store: here only the content of the arena can tell, for the store does nothing wrong.
+HABIT_BUGS = {
+    "slots_are_free_when_only_the_scheduler_is_gone": Habits(leaves_when_copies_are_over=False),
+    "a_save_is_committed_when_the_first_rank_is_done": Habits(commits_when_all_ranks_are_done=False),
+    "a_failed_save_is_given_back_when_the_first_rank_failed": Habits(gives_back_when_all_ranks_are_done=False),
+    "a_load_is_released_when_the_first_rank_is_done": Habits(releases_when_all_ranks_are_done=False),
+}

@@ -1,0 +1,252 @@
+"""A seeded world around one real BlockStore: engines, their copies, a wire, a clock, an arena with content.
+
+One `random.Random(seed)` decides everything, so a seed repeats a run event for event. After each event
+
+    expected.py     compares the store's answer and its whole state with a second, plainest implementation
+    invariants.py   checks what must hold whatever happened: one place a slot, bytes accounted, pins those of the leases
+    arena_model.py  checks content: every block that the store could answer with lies there whole; nobody writes what is
+                    read or written; what a load read was right at its begin and unchanged until its end
+
+What is modelled: 2 to 4 engines, with namespaces shared and not, of different block sizes, so that slabs are cut anew;
+1 to 4 ranks, each copying its part in its own time; messages that arrive late but in order; engines that want fewer
+slots for a while; requests that are aborted, leases held long, loads and saves that fail, duplicate saves, duplicate
+keys; a cache reset with everything under way, also while the daemon is away; a scheduler that dies or hangs up while
+its workers' copies go on; peers that name slots that are not theirs; an arena that is always full.
+
+What is not: frames and sockets (tests of protocol and server), memory (tests of the arena and the copier), the daemon's
+own death (its arena dies with it), other tiers, and time itself: nothing in the store depends on it.
+"""
+
+import heapq
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvtier.block import ABSENT, SLOT_UNIT, BlockKey, namespace_digest, pack_keys
+from kvtier.errors import KVTierError, ProtocolError
+from kvtier.store import BlockStore
+
+from . import invariants
+from .arena_model import ArenaModel, Meaning, content_of
+from .engine_model import RIGHT, EngineModel, Habits
+from .expected import Expected
+
+SEED_TEST = "tests/sim/test_simulation.py::test_the_store_survives_every_seed"
+EVENTS_SHOWN = 40
+SLAB = 2 * 1024 * 1024
+BROKEN = (AssertionError, ArithmeticError, LookupError, ValueError, KVTierError)  # how a broken store shows itself
+
+
+@dataclass(frozen=True)
+class Namespace:
+    digest: bytes
+    units: int  # of one block
+    ranks: int
+
+
+class Simulation:
+    def __init__(self, seed: int, plant: Callable[[BlockStore], None] | None = None, habits: Habits = RIGHT) -> None:
+        """`plant` breaks the store on purpose, `habits` what stands around it; both to see whether that is noticed."""
+        self.random = random.Random(seed)
+        self.seed = seed
+        self.now = 0.0
+        self.events = 0
+        self.log: deque[str] = deque(maxlen=EVENTS_SHOWN)
+        self.habits = habits
+        self._store_was_called = False  # else a step was an engine's own affair, or a copy's
+        self._changes_seen = 0
+        self._due: list[tuple[float, int, str, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        capacity = self.random.randint(2, 6) * SLAB
+        lend_share, lease_share = self.random.choice((0.1, 0.25, 0.5)), self.random.choice((0.1, 0.3, 0.6))
+        self.store = BlockStore(capacity, lend_share=lend_share, lease_share=lease_share)
+        self.expected = Expected(capacity, lend_share, lease_share)
+        self.arena = ArenaModel(self.store.slots.units)
+        self._leaving: set[str] = set()
+        self._contents: dict[BlockKey, list[tuple[Meaning, int]]] = {}  # key -> what a slot of it holds
+        self._counters = self.store.stats.snapshot()
+        if plant is not None:
+            plant(self.store)
+        self._found_engines()
+
+    def run(self) -> None:
+        """AssertionError, or whatever a broken store raises, with the seed and the last events as a note."""
+        try:
+            while self._due:
+                self._step()
+            self._finale()
+        except BROKEN as error:
+            again = f'again: pytest "{SEED_TEST}" --sim-seed={self.seed}'
+            error.add_note("\n".join([f"seed {self.seed}; the last events:", *self.log, again]))
+            raise
+
+    # --- for engines -----------------------------------------------------------------------------------------
+
+    def after(self, seconds: float, what: str, action: Callable[[], None]) -> None:
+        self.at(self.now + seconds, what, action)
+
+    def at(self, when: float, what: str, action: Callable[[], None]) -> None:
+        heapq.heappush(self._due, (when, next(self._numbers), what, action))
+
+    def chance(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+    def delay(self, mean: float) -> float:
+        """Mostly short, now and then very long."""
+        return self.random.expovariate(1 / mean) * (20 if self.chance(0.03) else 1)
+
+    def learn(self, key: BlockKey, meaning: Meaning, units: int) -> None:
+        """An engine uses this key for this content. Two contents under one key would be a lie by construction."""
+        content = content_of(meaning, units)
+        assert self._contents.setdefault(key, content) == content, f"a key for {meaning} and for something else"
+
+    # --- events of the store: each is judged -------------------------------------------------------------------
+
+    def join(self, engine: str, namespace: Namespace, lend: int) -> int:
+        block_bytes = namespace.units * SLOT_UNIT - self.random.randrange(SLOT_UNIT)
+        self._store_was_called = True
+        answer = self.store.join(engine, namespace.digest, block_bytes, 16, lend, self.now)
+        assert answer == self.expected.join(engine, namespace.digest, block_bytes, lend), "epoch and target"
+        return answer[0]
+
+    def leave(self, engine: str) -> None:
+        self._store_was_called = True
+        self._leaving.discard(engine)
+        self.store.leave(engine)
+        self.expected.leave(engine)
+
+    def want(self, engine: str, slots: int) -> None:
+        self._store_was_called = True
+        self.store.want(engine, slots)
+        self.expected.want(engine, slots)
+
+    def leaving(self, engine: str) -> None:
+        self._store_was_called = True
+        self._leaving.add(engine)
+        self.store.leaving(engine)
+        self.expected.leaving(engine)
+
+    def reset(self, engine: str, namespace: Namespace) -> None:
+        self._store_was_called = True
+        self.store.reset(engine, namespace.digest)
+        self.expected.reset(engine)
+
+    def lookup(self, engine: str, lease: int, keys: list[BlockKey], meanings: list[Meaning]) -> list[int]:
+        self._store_was_called = True
+        answer = self.store.lookup(engine, lease, pack_keys(keys)).tolist()
+        assert answer == self.expected.lookup(engine, lease, keys), "what a lookup answers"
+        for slot, key, meaning in zip(answer, keys, meanings, strict=True):
+            if slot != ABSENT:
+                assert self._contents[key][0][0] == meaning, f"slot {slot} is of another namespace or epoch"
+                self._must_hold(slot, key)
+        return answer
+
+    def release(self, engine: str, lease: int, loaded: int) -> None:
+        self._store_was_called = True
+        self.store.release(engine, lease, loaded)
+        self.expected.release(engine, lease)
+
+    def commit(self, engine: str, keys: list[BlockKey], slots: list[int]) -> None:
+        self._store_was_called = True
+        self.store.commit(engine, pack_keys(keys), np.array(slots, np.uint32))
+        self.expected.commit(engine, keys, slots)
+
+    def give_back(self, engine: str, slots: list[int]) -> None:
+        self._store_was_called = True
+        self.store.give_back(engine, np.array(slots, np.uint32))
+        self.expected.give_back(engine, slots)
+
+    def touch(self, keys: list[BlockKey]) -> None:
+        self._store_was_called = True
+        self.store.touch(pack_keys(keys))
+        self.expected.touch(keys)
+
+    def commit_of_a_slot_that_is_not_lent(self, engine: str, key: BlockKey) -> None:
+        self._store_was_called = True
+        mine = self.store._engines[engine].lent
+        slots = [self.random.choice([slot for slot in range(self.store.slots.units + 9) if slot not in mine])]
+        if mine and self.chance(0.3):
+            slots = [min(mine)] * 2  # its own, but twice
+        try:
+            self.store.commit(engine, key * len(slots), np.array(slots, np.uint32))
+        except ProtocolError as error:
+            assert error.code == "bad_slot"
+        else:
+            raise AssertionError(f"slots {slots} are not lent to {engine}, yet it could commit them")
+
+    # --- how ---------------------------------------------------------------------------------------------------
+
+    def _found_engines(self) -> None:
+        namespaces = [
+            Namespace(namespace_digest({"n": i}), self.random.choice((4, 4, 5, 8, 12)), self.random.choice((1, 2, 4)))
+            for i in range(self.random.randint(1, 3))
+        ]
+        self._namespaces = namespaces
+        self.engines = [
+            EngineModel(self, f"engine-{i}", namespaces[i % len(namespaces)]) for i in range(self.random.randint(2, 4))
+        ]
+        for engine in self.engines:
+            self.after(self.delay(0.3), f"{engine.name} starts", engine.start)
+
+    def _step(self) -> None:
+        self.now, _, what, action = heapq.heappop(self._due)
+        self.log.append(f"{self.now:9.4f} {what}")
+        self.events += 1
+        action()
+        if self._store_was_called:
+            self._serve_lends()
+            self._check_store()
+        if self._store_was_called or self.arena.changes != self._changes_seen:
+            self._check_content()
+        self._store_was_called = False
+
+    def _serve_lends(self) -> None:
+        """As the server does it after whatever it heard."""
+        given = dict(self.store.lends())
+        self.expected.lends(given)
+        for engine in self.engines:
+            if engine.name in given:
+                assert engine.name not in self._leaving, f"{engine.name} is leaving and got slots"
+                engine.on_lent(given[engine.name])
+
+    def _check_content(self) -> None:
+        self._changes_seen = self.arena.changes
+        for key, slot in self.store.index._slot_of.items():
+            self._must_hold(slot, key)
+
+    def _check_store(self) -> None:
+        invariants.check(self.store, self.expected)
+        counters = self.store.stats.snapshot()
+        fallen = [name for name, n in counters.items() if n < self._counters[name]]
+        assert not fallen, f"counters {fallen} went down"
+        self._counters = counters
+
+    def _must_hold(self, slot: int, key: BlockKey) -> None:
+        content = self._contents[key]
+        assert self.store.slots.size_of(slot) == len(content) * SLOT_UNIT, f"slot {slot} has another size"
+        assert self.arena.holds_whole(slot, content), f"slot {slot} does not hold {content[0][0]} whole"
+
+    def _finale(self) -> None:
+        """All requests are over: no lease is left. The last engines reset and go: nothing at all is left."""
+        assert not self.expected.leases and not self.store.leased_bytes, "a lease outlived its request"
+        for engine in self.engines:
+            assert engine.is_idle, f"{engine.name} still waits for something"
+            engine.start()
+        self._run_all()
+        for engine in self.engines:
+            engine.reset_cache()
+        self._run_all()
+        for engine in self.engines:
+            engine.crash()
+        self._run_all()
+        assert self.store.slots.taken_bytes == 0 == self.store.lent_bytes, "slots are lost"
+        assert not any(self.store.slots._free.values()) and self.store.slots.closing is None, "slots are lost"
+        assert len(self.store.slots._unassigned) == self.store.slots.slabs, "slabs are lost"
+
+    def _run_all(self) -> None:
+        while self._due:
+            self._step()
