@@ -10,11 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from kvtier import (
-    __version__,
-    _native,  # type: ignore[attr-defined]
-    config,
-)
+from kvtier import __version__, _native, config
 from kvtier.client import default_socket
 from kvtier.config import Config, format_size
 from kvtier.errors import ConfigError, DaemonError, KVTierError

@@ -205,6 +205,8 @@ void bind_key_table(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  // The daemon ends with its key table alive; the operating system takes it back.
+  nb::set_leak_warnings(false);
   m.doc() = "Shared memory, copies and a table of keys: nothing about messages, tiers or sessions.";
   nb::register_exception_translator(translate_os_error);
   bind_arena(m);

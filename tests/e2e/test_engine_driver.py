@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from engine import Engine, EngineError
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.long]  # the harness itself, not kvtier
 
 PROMPT_TOKENS = 700
 BLOCK = 128  # vLLM's block on CPU

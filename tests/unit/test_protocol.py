@@ -32,6 +32,7 @@ ONE_OF_EACH = [
     protocol.Ask(),
     protocol.Snapshot({"tiers": {"cpu": {"blocks": 1}}, "engines": ({"engine": "a"},)}),
     protocol.Error("bad_order", "not now"),
+    protocol.Want(7),
 ]
 
 
@@ -69,7 +70,7 @@ def test_a_frame_is_a_little_endian_length_and_a_msgpack_array_of_code_and_field
 
 
 def test_the_codes_on_the_wire_never_change():
-    assert [code_of(type(message)) for message in ONE_OF_EACH] == list(range(1, 18))
+    assert [code_of(type(message)) for message in ONE_OF_EACH] == list(range(1, 19))
 
 
 @pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda m: type(m).__name__)
@@ -154,7 +155,7 @@ def test_an_array_that_claims_more_entries_than_it_has_bytes_is_refused():
         protocol.decode(b"\xdd\xff\xff\xff\xff")
 
 
-@pytest.mark.parametrize("value", [None, 15, "Ask", {}, [], [0], [18], [True], ["15"], [[15]], [15.0], [-1]])
+@pytest.mark.parametrize("value", [None, 15, "Ask", {}, [], [0], [19], [True], ["15"], [[15]], [15.0], [-1]])
 def test_a_value_that_is_no_array_with_a_known_code_is_no_message(value):
     with pytest.raises(FrameError, match="not a message"):
         protocol.decode(msgpack.packb(value))
@@ -268,7 +269,7 @@ plain = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats
 anything = plain | st.lists(plain, max_size=3) | st.dictionaries(short, plain, max_size=3)
 
 
-@given(st.integers(0, 18), st.lists(anything, max_size=8))
+@given(st.integers(0, 19), st.lists(anything, max_size=8))
 def test_any_values_under_any_code_are_heard_or_refused(code, values):
     refuse_or_hear(framed(code, *values))
 
