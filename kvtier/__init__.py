@@ -23,7 +23,7 @@ The nouns. No others exist without standing here:
                 former can't be written by mistake
 
 The verbs: *save* and *load* (engine to arena, arena to engine); *evict* drops a placement; *lend*, *commit* and
-*give back* slots; *lookup* and *release* leases.
+*give back* slots; *close* a slab that another size needs; *lookup* and *release* leases.
 
 Layers; a file imports only from lower ones, and layers 0 to 2 are pure (no clock, no randomness, no I/O):
 

@@ -183,6 +183,7 @@ class Terminal:
     def __init__(self, *words: object) -> None:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a run in the background ignores it, and so would this child
             program, *arguments = map(str, words)
             os.execve(COMMANDS / program, [program, *arguments], {**os.environ, "TERM": "xterm-256color"})
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("4H", *TERMINAL, 0, 0))
