@@ -83,12 +83,6 @@ def _engines(log_dir: Path, name: str) -> Iterator[StartEngine]:
         engine.stop()
 
 
-@pytest.fixture(scope="session")
-def start_shared_engine(engine_log_dir: Path) -> Iterator[StartEngine]:
-    """Engine(model, **options) that lives until the end of the whole run; for fixtures of the same scope."""
-    yield from _engines(engine_log_dir, "shared")
-
-
 @pytest.fixture(scope="module")
 def start_engine(engine_log_dir: Path, request: pytest.FixtureRequest) -> Iterator[StartEngine]:
     """Engine(model, **options) that is stopped at the end of the module."""
