@@ -135,7 +135,7 @@ class Lookups:
 
     def ask(self, keys: bytes) -> tuple[int, np.ndarray]:
         client = self.client
-        lease = client.lookup(keys, time.monotonic())
+        lease = client.lookup(keys, 0, time.monotonic())
         while (answer := client.answer(lease)) is None:
             client.wait(time.monotonic() + 1)
             client.poll(time.monotonic())

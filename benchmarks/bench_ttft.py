@@ -1,4 +1,5 @@
-"""How long until the first token: cold, from the engine's own prefix cache, from kvtier, from kvtier after a restart.
+"""How long until the first token: cold, from the engine's own prefix cache, from kvtier, from kvtier after a restart of
+the engine, and from kvtier's NVMe tier after a restart of both.
 
     python benchmarks/bench_ttft.py [--json]
 
@@ -22,7 +23,7 @@ import time
 from pathlib import Path
 
 import models
-from demo import _start_daemon as start_daemon
+from demo import Daemon
 from engine import Engine
 from rich.console import Console
 from rich.table import Table
@@ -40,12 +41,11 @@ def main() -> None:
     model = models.smollm2(models.cache_root())
     with tempfile.TemporaryDirectory(prefix="kvtier-bench-") as name:
         folder = Path(name)
-        daemon = start_daemon(folder / "kvtierd.sock", folder / "kvtierd.log")
+        daemon = Daemon(folder / "kvtierd.sock", folder / "kvtierd.log", folder / "nvme")
         try:
-            result = measure(model, folder)
+            result = measure(model, folder, daemon)
         finally:
-            daemon.terminate()
-            daemon.wait()
+            daemon.stop()
     if given.json:
         print(json.dumps(result))
     else:
@@ -57,7 +57,7 @@ def main() -> None:
         Console().print(table)
 
 
-def measure(model: Path, folder: Path) -> dict[str, object]:
+def measure(model: Path, folder: Path, daemon: Daemon) -> dict[str, object]:
     dtype = models.fastest_dtype()
     connector = {
         "kv_connector": "KVTierConnector",
@@ -95,7 +95,13 @@ def measure(model: Path, folder: Path) -> dict[str, object]:
     again = engine.generate([prompt], 8)[0]
     assert again.external_tokens == PROMPT // 128 * 128
     engine.stop()
-    answers.append(again)
+    _progress("after a restart of both: from disk")
+    daemon.restart()
+    engine = start("nvme.log", True)
+    nvme = engine.generate([prompt], 8)[0]
+    assert nvme.external_tokens == PROMPT // 128 * 128
+    engine.stop()
+    answers += [again, nvme]
     pairs = [load / hit for hit, load in zip(hits, loads)]
     return {
         "cold_s": round(cold.ttft, 4),
@@ -104,6 +110,7 @@ def measure(model: Path, folder: Path) -> dict[str, object]:
         "kvtier_s": round(statistics.median(loads), 4),
         "kvtier_s_spread": _spread(loads),
         "after_restart_s": round(again.ttft, 4),
+        "nvme_s": round(nvme.ttft, 4),
         "kvtier_over_engine_hit": round(statistics.median(pairs), 3),
         "kvtier_over_engine_hit_spread": _spread(pairs),
         "tokens_equal": all(a.tokens == answers[0].tokens for a in answers),

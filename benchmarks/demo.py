@@ -1,7 +1,9 @@
-"""make demo: two conversations go idle and come back, once to the same engine and once to a new one.
+"""make demo: two conversations go idle and come back: to the same engine, to a new one, and to a new one beside a new
+kvtierd, from disk.
 
 Everything is real: vLLM on this machine's CPU, SmolLM2-135M-Instruct with its trained weights, kvtierd with a RAM tier
-of its own. "Goes idle" means that the engine's own prefix cache is emptied, as other users' traffic would do it.
+and an NVMe tier of its own. "Goes idle" means that the engine's own prefix cache is emptied, as other users' traffic
+would do it.
 """
 
 import os
@@ -19,7 +21,7 @@ from engine import Answer, Engine
 from rich.console import Console
 from rich.table import Table
 
-CAPACITY = "512 MiB"
+CAPACITY, ON_DISK = "512 MiB", "1 GiB"
 ANSWER = 16  # tokens
 PATIENCE_S = 30
 DOCUMENTS = {
@@ -51,10 +53,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kvtier-demo-") as name:
         folder = Path(name)
         socket = folder / "kvtierd.sock"
-        say(f"starting kvtierd with {CAPACITY} of RAM")
-        daemon = _start_daemon(socket, folder / "kvtierd.log")
+        say(f"starting kvtierd with {CAPACITY} of RAM and {ON_DISK} of disk")
+        daemon = Daemon(socket, folder / "kvtierd.log", folder / "nvme")
         try:
-            conversations = _play(model, socket, folder, say)
+            conversations = _play(model, daemon, folder, say)
             console.print(_table(conversations))
             same = all(len({tuple(a.tokens) for a in c.answers.values()}) == 1 for c in conversations)
             console.print(f"same text: {'yes' if same else 'no'}\n")
@@ -65,15 +67,14 @@ def main() -> None:
             print(f"the logs are in {logs}", file=sys.stderr)
             raise
         finally:
-            daemon.terminate()
-            daemon.wait()
+            daemon.stop()
     say("done")
     if not same:
         sys.exit(1)
 
 
-def _play(model: Path, socket: Path, folder: Path, say) -> list[Conversation]:  # type: ignore[no-untyped-def]
-    tokenizer = _tokenizer(model)
+def _play(model: Path, daemon: "Daemon", folder: Path, say) -> list[Conversation]:  # type: ignore[no-untyped-def]
+    socket, tokenizer = daemon.socket, _tokenizer(model)
     conversations = [Conversation(name, _ask(tokenizer, text)) for name, text in DOCUMENTS.items()]
 
     say("starting vLLM with KVTierConnector")
@@ -97,6 +98,13 @@ def _play(model: Path, socket: Path, folder: Path, say) -> list[Conversation]:  
     for talk in conversations:
         say(f"{talk.name} comes back to the new engine (kvtier)")
         talk.answers["kvtier, after an engine restart"] = engine.generate([talk.turn], ANSWER)[0]
+    say("stopping vLLM and kvtierd, and starting both again: RAM is empty")
+    engine.stop()
+    daemon.restart()
+    engine = _start_engine(model, socket, folder / "engine-3.log")
+    for talk in conversations:
+        say(f"{talk.name} comes back to a new engine beside a new kvtierd (kvtier, from disk)")
+        talk.answers["kvtier from disk, after both restart"] = engine.generate([talk.turn], ANSWER)[0]
     say(f"the answer: {tokenizer.decode(conversations[0].answers['kvtier'].tokens)!r}")
     engine.stop()
     return conversations
@@ -105,7 +113,8 @@ def _play(model: Path, socket: Path, folder: Path, say) -> list[Conversation]:  
 def _table(conversations: list[Conversation]) -> Table:
     table = Table("second turn", "tokens computed", "tokens from kvtier", "TTFT", "against cold", title="\nkvtier demo")
     cold = statistics.mean(c.answers["cold"].ttft for c in conversations)
-    for way in ("cold", "engine's own prefix cache", "kvtier", "kvtier, after an engine restart"):
+    for way in ("cold", "engine's own prefix cache", "kvtier", "kvtier, after an engine restart",
+                "kvtier from disk, after both restart"):  # fmt: skip
         answers = [(c, c.answers[way]) for c in conversations]
         ttft = statistics.mean(a.ttft for _, a in answers)
         table.add_row(
@@ -129,16 +138,32 @@ def _start_engine(model: Path, socket: Path, log: Path) -> Engine:
     return engine
 
 
-def _start_daemon(socket: Path, log: Path) -> subprocess.Popen:
-    command = [_program("kvtierd"), "--set", f"server.socket={socket}", "--set", f"cpu.capacity={CAPACITY}"]
-    with log.open("w") as said:
-        daemon = subprocess.Popen(command, stderr=said)
-    until = time.monotonic() + PATIENCE_S
-    while not socket.exists():
-        if daemon.poll() is not None or time.monotonic() > until:
-            sys.exit(f"kvtierd did not start:\n{log.read_text()}")
-        time.sleep(0.05)
-    return daemon
+class Daemon:
+    """A kvtierd on this socket, with an NVMe tier in `drive` if there is one."""
+
+    def __init__(self, socket: Path, log: Path, drive: Path | None = None) -> None:
+        self.socket, self._log = socket, log
+        self._command = [_program("kvtierd"), "--set", f"server.socket={socket}", "--set", f"cpu.capacity={CAPACITY}"]
+        if drive is not None:
+            self._command += ["--set", f"nvme.paths={drive}", "--set", f"nvme.capacity={ON_DISK}"]
+        self.start()
+
+    def start(self) -> None:
+        with self._log.open("a") as said:
+            self._process = subprocess.Popen(self._command, stderr=said)
+        until = time.monotonic() + PATIENCE_S
+        while not self.socket.exists():
+            if self._process.poll() is not None or time.monotonic() > until:
+                sys.exit(f"kvtierd did not start:\n{self._log.read_text()}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
 
 
 def _tokenizer(model: Path):  # type: ignore[no-untyped-def]

@@ -10,26 +10,39 @@ The nouns. No others exist without standing here:
                 Content-addressed: never updated, never invalidated
     Namespace   everything that must be equal for two keys to mean the same bytes: weights, dtypes, layout, ranks, ...
                 A mismatch is a miss by construction. Its epoch grows when an engine resets its cache
-    Tier        a rank of storage with a byte budget. Today: `cpu`; later `gpu`, `nvme`, `remote`
+    Tier        a rank of storage with a byte budget. Today: `cpu` (the arena) and `nvme`; later `gpu`, `remote`
     Arena       one preallocated region of shared memory: the daemon owns it, engines map it
     Slot        one place in the arena, named by its number: offset / 64 KiB. A Slot is a place, a Block is content
     Slab        a stretch of the arena that is cut into slots of one size
+    Extent      a stretch of a drive's payload file that is filled and reclaimed as a whole
+    Place       one place on the drives, named like a slot: offset / 64 KiB, extent after extent
+    Catalogue   which block lies at which place, on disk: what survives a restart
     Placement   one Block's presence in one Tier, with its pins
     Index       BlockKey to placement, in RAM: a miss never touches a disk
     Client      a socket peer: an engine's scheduler, an engine's worker, or an observer such as tier-stats
     Engine      the scheduler and the workers of one running engine. What it holds goes back when the last of them is gone
     Lease       an engine's right to read placements; ends by release, or with the engine
+    Transfer    one order to the tier below the arena, and its end. The Mover hands them over
     Generation  names one stay of one engine at one daemon. After a disconnect there is a new one, so that slots of the
                 former can't be written by mistake
 
-The verbs: *save* and *load* (engine to arena, arena to engine); *evict* drops a placement; *lend*, *commit* and
-*give back* slots; *close* a slab that another size needs; *lookup* and *release* leases.
+The verbs: *save* and *load* (engine to arena, arena to engine); *demote* and *promote* (arena to drives and back);
+*stage*: promote for a lookup that waits; *evict* drops a placement; *lend*, *commit* and *give back* slots; *close* a
+slab that another size needs; *reclaim* an extent; *lookup* and *release* leases.
 
-Layers; a file imports only from lower ones, and layers 0 to 2 are pure (no clock, no randomness, no I/O):
+Layers; a file imports only from lower ones. What decides, layers 0 to 6, is pure: no clock, no randomness, no I/O.
 
-    0  errors block                                      3  client listener
-    1  index arena policy stats protocol config          4  server
-    2  store                                             5  daemon cli
+    0  errors block
+    1  index arena policy stats protocol config transfer admission
+    2  ram extents
+    3  demotion staging
+    4  lower
+    5  leases
+    6  store
+    7  client observer listener members failpoint
+    8  tiers
+    9  mover server
+    10  daemon cli
 """
 
 __version__ = "0.1.0"

@@ -23,7 +23,8 @@ KEY_BYTES = 16
 SECRET_BYTES = 32
 SLOT_UNIT = 64 * 1024  # bytes; slots begin at multiples of this and are named by offset / SLOT_UNIT
 SLOT_TYPE = np.dtype("<u4")  # how slot numbers travel; 64 KiB units reach 256 TiB
-ABSENT = 0xFFFFFFFF  # in an answer: this key has no readable placement
+ABSENT = 0xFFFFFFFF  # in an answer: this key is nowhere
+BELOW = 0xFFFFFFFE  # in an answer: it can't be loaded now, but a lower tier has it; it needn't be saved
 
 
 def namespace_digest(facts: Mapping[str, object]) -> bytes:

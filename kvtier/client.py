@@ -18,7 +18,7 @@ import numpy as np
 
 from kvtier import protocol
 from kvtier.block import pack_slots, private_secret, unpack_slots
-from kvtier.errors import DaemonError, ProtocolError
+from kvtier.errors import ProtocolError
 
 log = logging.getLogger("kvtier")
 
@@ -194,7 +194,8 @@ class SchedulerClient(Client):
         self._lent: deque[int] = deque()
         self._wanted = hello.lend
         self._found: dict[int, np.ndarray | None] = {}  # open questions and their answers
-        self.answers = 0  # heard so far, those to questions that were given up included
+        self._heard_at: dict[int, float] = {}  # lease -> when the daemon last said that it is being staged
+        self.answers = 0  # words on questions heard so far, those on questions that were given up included
         self._last_lease = 0
         self._private = b""  # set by reset: this engine shares with nobody any more
         self._reset_due = False
@@ -204,20 +205,27 @@ class SchedulerClient(Client):
         """The daemon is there and every worker of this engine has mapped its arena."""
         return self.generation != 0 and self._workers >= self._workers_needed
 
-    def lookup(self, keys: bytes, now: float) -> int:
-        """Ask which of these packed keys are there. The answer comes under the returned lease, which must be released
-        even if the answer is never read."""
+    def lookup(self, keys: bytes, skip: int, now: float) -> int:
+        """Ask which of these packed keys are there, the first `skip` only for knowing. The answer comes under the
+        returned lease, which must be released even if the answer is never read."""
         self._last_lease += 1
         self._found[self._last_lease] = None
-        self.send(protocol.encode_lookup(self._last_lease, keys), now)
+        self._heard_at[self._last_lease] = now
+        self.send(protocol.encode_lookup(self._last_lease, keys, skip), now)
         return self._last_lease
 
     def answer(self, lease: int) -> np.ndarray | None:
-        """uint32[n], ABSENT for what isn't there; None while there is no answer."""
+        """uint32[n], ABSENT for what isn't there, BELOW for what can't be loaded now; None while there is no answer."""
         return self._found.get(lease)
+
+    def silent_s(self, lease: int, now: float) -> float:
+        """How long nothing was heard about this question. While blocks are read from a drive the daemon says so every
+        now and then; a daemon that is silent is frozen."""
+        return now - self._heard_at.get(lease, now)
 
     def release(self, lease: int, loaded: int, now: float) -> None:
         """The lease is over. One from before the last disconnect is over already."""
+        self._heard_at.pop(lease, None)
         if self._found.pop(lease, _NEVER) is not _NEVER:
             self.send(protocol.encode(protocol.Release(lease, loaded)), now)
 
@@ -284,6 +292,10 @@ class SchedulerClient(Client):
             self.answers += 1
             if message.lease in self._found:
                 self._found[message.lease] = unpack_slots(message.slots)
+        elif isinstance(message, protocol.Staging):
+            self.answers += 1
+            if message.lease in self._heard_at:
+                self._heard_at[message.lease] = now
         elif isinstance(message, protocol.Lend):
             self._lent.extend(unpack_slots(message.slots).tolist())
             self._give_back_excess(now)
@@ -294,6 +306,7 @@ class SchedulerClient(Client):
         self._workers = 0
         self._lent.clear()
         self._found.clear()
+        self._heard_at.clear()
 
 
 _NEVER = np.empty(0, np.uint32)
@@ -363,29 +376,3 @@ class WorkerClient(Client):
             with contextlib.suppress(OSError):
                 os.close(self._fd)
         self._fd, self._capacity = -1, 0
-
-
-def ask(path: Path, timeout_s: float = 2.0) -> dict[str, object]:
-    """The daemon's snapshot, for commands. DaemonError says why there is none."""
-    hello = protocol.Hello(protocol.VERSION, protocol.OBSERVER, "", b"", 0, 0, 0)
-    reader = protocol.FrameReader()
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(timeout_s)
-            sock.connect(os.fspath(path))
-            with contextlib.suppress(BrokenPipeError):  # it hung up at once; it says why
-                sock.sendall(protocol.encode(hello) + protocol.encode(protocol.Ask()))
-            while data := sock.recv(RECEIVE_BYTES):
-                for message in reader.feed(data):
-                    if isinstance(message, protocol.Snapshot):
-                        return message.state
-                    if isinstance(message, protocol.Error):
-                        raise DaemonError(f"kvtierd on {path} refuses: {message.message}")
-    except ProtocolError as error:
-        raise DaemonError(f"kvtierd on {path} sent nonsense: {error}; install the same kvtier for both") from None
-    except TimeoutError:
-        raise DaemonError(f"kvtierd on {path} doesn't answer within {timeout_s:g} s") from None
-    except OSError as error:
-        cure = "start kvtierd, or name its socket with --socket or KVTIER_SOCKET"
-        raise DaemonError(f"no kvtierd on {path}: {os.strerror(error.errno or 0)}; {cure}") from None
-    raise DaemonError(f"kvtierd on {path} hung up")

@@ -24,7 +24,7 @@ Value = int | float | str | bool
 class Option:
     name: str
     default: Value
-    unit: str  # "bytes", "ms", "share", "count", "path", "text", "yes/no"
+    unit: str  # "bytes", "ms", "s", "share", "count", "path", "text", "yes/no"
     why: str
     minimum: float = 0
     maximum: float = float("inf")
@@ -44,6 +44,17 @@ DAEMON = (
            "More lets them save longer bursts, and leaves less for blocks.", 0.001, 0.5),
     Option("lease.max_share", 0.5, "share", "How much of the arena leases may pin, so that there is always something to "
            "evict.", 0.01, 0.9),
+    Option("nvme.paths", "", "text", "A folder on each drive, separated by commas: the NVMe tier, which survives restarts. "
+           "Its files have mode 0600. Empty: no such tier."),
+    Option("nvme.capacity", 64 * GIB, "bytes", "The NVMe tier, in equal parts on all drives. Taken whole at start, so that "
+           "a full disk shows then.", 32 * MIB, 256 * TIB),
+    Option("nvme.io", "auto", "text", "io_uring, threads, or auto: threads where io_uring is refused."),
+    Option("nvme.endurance_dwpd", 1.0, "drive writes a day", "How much of the drives' size kvtier may write in a day: "
+           "what their maker rates them for, or less. Over it, blocks are not written.", 0, 1000),
+    Option("nvme.stage_deadline_ms", 1000, "ms", "A lookup waits this long for blocks from the drives; then the request "
+           "goes on with what has come, and the rest is computed.", 1, 60_000),
+    Option("nvme.drain_s", 20, "s", "At SIGTERM: how long kvtierd goes on to write what is worth it. The service manager "
+           "must give it more.", 0, 3600),
     Option("log.level", "info", "text", "debug, info, warning or error."),
 )  # fmt: skip
 

@@ -8,14 +8,20 @@ import os
 import secrets
 import signal
 import sys
+import time
 from pathlib import Path
 
 from kvtier import __version__, _native, config
+from kvtier.admission import Budget
 from kvtier.client import default_socket
 from kvtier.config import Config, format_size
 from kvtier.errors import ConfigError, DaemonError, KVTierError
+from kvtier.extents import Extents
+from kvtier.mover import Mover
 from kvtier.server import Server
 from kvtier.store import BlockStore
+from kvtier.tiers.base import Recovered
+from kvtier.tiers.nvme import NvmeTier
 
 log = logging.getLogger("kvtierd")
 
@@ -23,6 +29,8 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 EXIT_CONFIG, EXIT_FAULT = 2, 70
 BLOCK_BYTES_USUAL = 512 * config.KIB  # for so many blocks the index has room at once; for more it grows by itself
 TABLE_KEYS_MAX = 4_000_000
+DRAIN = 0  # the flush before the end; observers' flushes have other numbers
+TICK_S = 0.05  # between looks at the clock
 
 
 def main() -> None:
@@ -74,40 +82,102 @@ class Daemon:
         self.settings = settings
         self.path = Path(settings.text("server.socket") or default_socket())
         self._status = 0
+        self._mover: Mover | None = None
+        self._drained: bool | None = None  # whether the last flush before the end was good
 
     async def run(self) -> int:
         """Serves until SIGTERM or SIGINT. Returns the exit status."""
-        arena = self._make_arena()
-        store = BlockStore(
-            arena.size,
-            lend_share=self.settings.number("lend.max_share"),
-            lease_share=self.settings.number("lease.max_share"),
-            table=_native.KeyTable(expected=min(arena.size // BLOCK_BYTES_USUAL, TABLE_KEYS_MAX)),
-        )
-        # A root and a generation of its own: what another kvtierd kept in its RAM can't be meant by any key or slot.
-        generation = secrets.randbelow(2**61) + 1
-        server = Server(store, arena.fd, self.settings, secrets.token_bytes(32), generation)
-        server.facts["arena"] = {
-            "huge_bytes": arena.huge_bytes,
-            "pinned": arena.pinned,
-            "notes": list(arena.notes),
-        }
-        server.facts["pid"] = os.getpid()
-
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
         self._loop.set_exception_handler(self._on_fault)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._over.set)
+        arena = self._make_arena()
+        self._store = BlockStore(
+            arena.size,
+            lend_share=self.settings.number("lend.max_share"),
+            lease_share=self.settings.number("lease.max_share"),
+            table=_native.KeyTable(expected=min(arena.size // BLOCK_BYTES_USUAL, TABLE_KEYS_MAX)),
+        )
+        tier = self._open_nvme(arena)
+        # Without a tier that survives: a root of its own. What another kvtierd kept in its RAM can't be meant by any key,
+        # and none of its slots by any generation.
+        root = tier.root if tier is not None else secrets.token_bytes(32)
+        server = self._server = Server(self._store, arena.fd, self.settings, root, secrets.randbelow(2**61) + 1)
+        server.facts.update(
+            pid=os.getpid(), arena={"huge_bytes": arena.huge_bytes, "pinned": arena.pinned, "notes": list(arena.notes)}
+        )
+        server.after_event = self._after_event
+        if tier is not None:
+            server.lower_state = tier.state
+            self._mover = Mover(self._store, tier, self._after_event)
+            self._mover.listen()
+            self._tick()
         server.listen(self.path)
         gc.collect()
         gc.freeze()  # what lives as long as the daemon need not be walked again
         log.info("kvtierd %s serves %s of RAM on %s", __version__, format_size(arena.size), self.path)
         await self._over.wait()
-        server.close()
-        self.path.unlink(missing_ok=True)
-        log.info("kvtierd ends")
+        await self._end()
         return self._status
+
+    async def _end(self) -> None:
+        """Engines first, so that nothing new comes; then what they left is written."""
+        self._server.close()
+        self.path.unlink(missing_ok=True)
+        if self._mover is not None:
+            if not self._status and not await self._drain(self.settings.number("nvme.drain_s")):
+                log.warning("not all blocks could be written to the drives; raise nvme.drain_s if the drives are slow")
+            self._mover.close()
+        log.info("kvtierd ends")
+
+    async def _drain(self, within_s: float) -> bool:
+        """Whether what is worth a write has been written, and survives a crash."""
+        self._store.flush(DRAIN)
+        until = time.monotonic() + within_s
+        while self._drained is None and time.monotonic() < until:
+            await asyncio.sleep(TICK_S)
+        return bool(self._drained)
+
+    def _after_event(self) -> None:
+        if self._mover is not None:
+            self._mover.pump()
+        self._server.settle()
+        for flush, is_durable in self._store.flushed():
+            if flush == DRAIN:
+                self._drained = is_durable
+            else:
+                self._server.flushed(flush, is_durable)
+
+    def _tick(self) -> None:
+        """Time passes: for lookups that wait, for the write budget, for a drive that was full."""
+        self._loop.call_later(TICK_S, self._tick)
+        self._store.leases.expire(time.monotonic())
+        self._after_event()
+        self._server.beat()
+
+    def _open_nvme(self, arena: _native.Arena) -> NvmeTier | None:
+        """Attached to the store, with all that survived. DaemonError names the setting that cures it."""
+        paths = [Path(path.strip()) for path in self.settings.text("nvme.paths").split(",") if path.strip()]
+        if not paths:
+            return None
+        begun = time.monotonic()
+        tier = NvmeTier(paths, self.settings.count("nvme.capacity"), arena.address, io=self.settings.text("nvme.io"))
+        for note in tier.notes:
+            log.warning("%s", note)
+        found, tier.recovered = tier.recovered, Recovered()
+        table = _native.KeyTable(expected=min(tier.extents * tier.extent_bytes // BLOCK_BYTES_USUAL, TABLE_KEYS_MAX))
+        extents = Extents(tier.extents, tier.extent_bytes, tier.drives, table)
+        odd = extents.recover(found.keys, found.places, found.sizes, found.namespaces, found.checksums)
+        budget = Budget(self.settings.number("nvme.endurance_dwpd") * tier.rated_bytes, time.monotonic())
+        stage_s = self.settings.number("nvme.stage_deadline_ms") / 1e3
+        self._store.attach(extents, budget, stage_s, found.remembered)
+        size = format_size(extents.used_bytes)
+        log.info("%s blocks (%s) found on %d drives in %.2f s, by %s", f"{len(extents):,}", size, tier.drives,
+                 time.monotonic() - begun, tier.io_backend)  # fmt: skip
+        if odd:
+            log.warning("%d blocks on the drives don't fit their extents and are forgotten", odd)
+        return tier
 
     def _make_arena(self) -> _native.Arena:
         align = 2 * config.MIB

@@ -24,6 +24,7 @@ class Table(Protocol):
     def find(self, keys: bytes) -> np.ndarray: ...  # packed keys -> uint32[n], ABSENT where there is none
     def add(self, key: BlockKey, slot: int) -> None: ...
     def remove(self, key: BlockKey) -> int: ...
+    def add_many(self, keys: bytes, slots: np.ndarray) -> np.ndarray: ...  # bool[n]: False where it was there already
 
 
 class DictTable(dict[BlockKey, int]):
@@ -35,6 +36,13 @@ class DictTable(dict[BlockKey, int]):
 
     def remove(self, key: BlockKey) -> int:
         return self.pop(key)
+
+    def add_many(self, keys: bytes, slots: np.ndarray) -> np.ndarray:
+        added = []
+        for key, slot in zip(unpack_keys(keys), slots.tolist()):
+            added.append(key not in self)
+            self.setdefault(key, slot)
+        return np.array(added, dtype=bool)
 
 
 class Index:
@@ -62,12 +70,19 @@ class Index:
 
     def drop(self, slot: int) -> bool:
         """Forget the placement. True when its slot is free now, False when pins hold it."""
-        key = self._key_of[slot]
-        assert key is not None, f"slot {slot} holds no placement"
-        self._slot_of.remove(key)
+        self._slot_of.remove(self.key(slot))
         self._key_of[slot] = None
         self._namespace[slot] = -1
         return not self._pins[slot]
+
+    def key(self, slot: int) -> BlockKey:
+        key = self._key_of[slot]
+        assert key is not None, f"slot {slot} holds no placement"
+        return key
+
+    def namespace(self, slot: int) -> int:
+        """Its number."""
+        return int(self._namespace[slot])
 
     def holds(self, slot: int) -> bool:
         return self._key_of[slot] is not None

@@ -13,10 +13,12 @@ travel: the arena's descriptor goes with Welcome (SCM_RIGHTS), to workers only.
     Commit     these lent slots are blocks       Drain      worker: finish your copies, then hang up
     GiveBack   these lent slots are not used     Error      why you are disconnected
     Touch      these were used just now          Snapshot   the answer to Ask
-    Want       so many slots I would like to hold
+    Want       so many slots I would like        Staging    a lookup's blocks are being read; have patience
+               to hold                           Flushed    the answer to Flush
     Reset      nothing saved so far counts
     Report     what I counted
     Ask        observer: what is there?
+    Flush      observer: let it survive a crash
 """
 
 import struct
@@ -29,7 +31,7 @@ import msgpack
 from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_TYPE
 from kvtier.errors import FrameError, ProtocolError
 
-VERSION = 1
+VERSION = 2
 FRAME_BYTES_MAX = 1024 * 1024
 KEYS_MAX = 16384  # keys or slots in one message
 TEXT_MAX = 256  # characters of an engine's name or a label
@@ -50,6 +52,7 @@ class Hello:
     block_bytes: int  # of all ranks
     block_tokens: int
     lend: int  # how many slots the engine would like to hold
+    is_chain: int = 1  # 1: a block is of use only together with all before it; 0: it may be without
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +78,13 @@ class Workers:
 class Lookup:
     lease: int
     keys: bytes
+    skip: int = 0  # so many of the first need not be staged: the engine has them
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     lease: int
-    slots: bytes  # one a key, ABSENT where it isn't here
+    slots: bytes  # one a key, ABSENT where it isn't here, BELOW where it can't be loaded now
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,21 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Staging:
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    is_durable: int  # 1: what was worth a write when Flush came survives a crash; 0: the tier below couldn't
+
+
+@dataclass(frozen=True, slots=True)
 class Error:
     code: str
     message: str
@@ -148,13 +167,14 @@ class Error:
 
 Message = (
     Hello | Welcome | Mapped | Workers | Lookup | Found | Release | Lend | Commit | GiveBack | Touch
-    | Want | Reset | Report | Drain | Ask | Snapshot | Error
+    | Want | Reset | Report | Drain | Ask | Snapshot | Staging | Flush | Flushed | Error
 )  # fmt: skip
 
 # A code is for ever: a new message gets a new one, and a changed message a new VERSION.
 _CODES: dict[int, type] = {
     1: Hello, 2: Welcome, 3: Mapped, 4: Workers, 5: Lookup, 6: Found, 7: Release, 8: Lend, 9: Commit, 10: GiveBack,
     11: Touch, 12: Reset, 13: Report, 14: Drain, 15: Ask, 16: Snapshot, 17: Error, 18: Want,
+    19: Staging, 20: Flush, 21: Flushed,
 }  # fmt: skip
 _CODE_OF = {kind: code for code, kind in _CODES.items()}
 _TYPES = {kind: tuple((f.name, f.type) for f in fields(kind)) for kind in _CODE_OF}
@@ -173,9 +193,9 @@ def encode(message: Message) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def encode_lookup(lease: int, keys: bytes) -> bytes:
+def encode_lookup(lease: int, keys: bytes, skip: int) -> bytes:
     """encode(Lookup(...)), a few microseconds sooner: this one is on the engine's critical path."""
-    body = msgpack.packb((5, lease, keys))
+    body = msgpack.packb((5, lease, keys, skip))
     return _LENGTH.pack(len(body)) + body
 
 

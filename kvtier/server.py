@@ -15,8 +15,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kvtier import __version__, protocol
@@ -24,6 +23,7 @@ from kvtier.block import KEY_BYTES, namespace_secret, pack_slots, unpack_slots
 from kvtier.config import Config
 from kvtier.errors import CODES, OrderError, ProtocolError
 from kvtier.listener import bind
+from kvtier.members import Client, Members
 from kvtier.store import BlockStore
 
 log = logging.getLogger("kvtierd")
@@ -32,34 +32,6 @@ RECEIVE_BYTES = 64 * 1024  # of more, malloc maps and unmaps pages at every recv
 ACCEPT_PAUSE_S = 0.5  # after the process ran out of descriptors
 SHOWN_MAX = 256  # engines, and clients, in a snapshot: with the longest names they still fit a frame
 _UCRED = struct.Struct("3i")
-
-
-@dataclass(eq=False)
-class Client:
-    """One socket peer."""
-
-    sock: socket.socket
-    pid: int
-    uid: int
-    since: float
-    role: str = ""
-    engine: str = ""
-    mapped: bool = False
-    ending: bool = False  # it was told to hang up, or is gone; what it still says is not heard
-    reader: protocol.FrameReader = field(default_factory=protocol.FrameReader)
-    unsent: bytearray = field(default_factory=bytearray)
-
-
-@dataclass
-class Members:
-    """The processes of one engine, from the first that says Hello until the last is gone. All get one generation: a
-    worker that comes back after that refuses jobs that were meant for its former slots."""
-
-    generation: int
-    scheduler: Client | None = None
-    workers: set[Client] = field(default_factory=set)
-    joined: bool = False  # the store knows it
-    namespace: bytes = b""
 
 
 class Server:
@@ -76,6 +48,10 @@ class Server:
         self._listener: socket.socket | None = None
         self._started = time.monotonic()
         self.facts: dict[str, object] = {}  # what the daemon knows of its arena, for observers
+        self.lower_state: Callable[[], Mapping[str, object]] = dict  # and of the tier below
+        self.after_event: Callable[[], None] = self.settle  # runs after whatever a client said
+        self._flushes: dict[int, Client] = {}  # who asked for it
+        self._last_flush = 0
         self._handlers: dict[type, Callable[..., None]] = {
             protocol.Lookup: self._on_lookup,
             protocol.Release: self._on_release,
@@ -146,7 +122,7 @@ class Server:
                         break
             except ProtocolError as error:
                 self._refuse(client, error)
-        self._send_lends()
+        self.after_event()
 
     def _handle(self, client: Client, message: protocol.Message) -> None:
         handler = self._handlers.get(type(message))
@@ -161,6 +137,8 @@ class Server:
             self._send_workers(self._engines[client.engine])
         elif isinstance(message, protocol.Ask) and client.role:
             self._send(client, protocol.encode(protocol.Snapshot(self.snapshot())))
+        elif isinstance(message, protocol.Flush) and client.role == protocol.OBSERVER:
+            self._on_flush(client)
         else:
             raise OrderError(f"{type(message).__name__} is not allowed now")
 
@@ -195,7 +173,13 @@ class Server:
             raise ProtocolError("bad_frame", "a scheduler's Hello names its namespace and block size")
         lend = min(hello.lend, protocol.KEYS_MAX)  # they go out in one Lend
         epoch, lend = self.store.join(
-            hello.engine, hello.namespace, hello.block_bytes, hello.block_tokens, lend, time.monotonic()
+            hello.engine,
+            hello.namespace,
+            hello.block_bytes,
+            hello.block_tokens,
+            lend,
+            time.monotonic(),
+            is_chain=bool(hello.is_chain),
         )
         members = members or self._new_members(hello.engine)
         client.role, client.engine = hello.role, hello.engine
@@ -209,7 +193,7 @@ class Server:
         return members
 
     def _welcome(self, client: Client, generation: int, secret: bytes, lend: int) -> None:
-        capacity = self.store.slots.capacity
+        capacity = self.store.ram.slots.capacity
         frame = protocol.encode(protocol.Welcome(protocol.VERSION, generation, capacity, secret, lend))
         if client.role != protocol.WORKER:
             self._send(client, frame)
@@ -223,8 +207,9 @@ class Server:
     # --- what a scheduler says -------------------------------------------------------------------------------
 
     def _on_lookup(self, client: Client, message: protocol.Lookup) -> None:
-        slots = self.store.lookup(client.engine, message.lease, message.keys)
-        self._send(client, protocol.encode_found(message.lease, slots.tobytes()))
+        slots = self.store.lookup(client.engine, message.lease, message.keys, message.skip, time.monotonic())
+        if slots is not None:
+            self._send(client, protocol.encode_found(message.lease, slots.tobytes()))
 
     def _on_release(self, client: Client, message: protocol.Release) -> None:
         self.store.release(client.engine, message.lease, message.loaded)
@@ -251,13 +236,43 @@ class Server:
     def _on_report(self, client: Client, message: protocol.Report) -> None:
         self.store.report(message.counts)
 
+    # --- what an observer says -------------------------------------------------------------------------------
+
+    def _on_flush(self, client: Client) -> None:
+        if self.store.lower is None:
+            self._send(client, protocol.encode(protocol.Flushed(0)))
+            return
+        self._last_flush += 1
+        self._flushes[self._last_flush] = client
+        self.store.flush(self._last_flush)
+
     # --- sending ---------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Send what the last event brought about."""
+        for engine, lease, slots in self.store.leases.answers():
+            self._send_to(engine, protocol.encode_found(lease, slots.tobytes()))
+        self._send_lends()
+
+    def flushed(self, flush: int, is_durable: bool) -> None:
+        """To be told of each flush that is over."""
+        client = self._flushes.pop(flush, None)
+        if client is not None and client in self.clients:
+            self._send(client, protocol.encode(protocol.Flushed(int(is_durable))))
+
+    def beat(self) -> None:
+        """To be called a few times a second: whoever waits for blocks hears that the daemon is alive."""
+        for engine, lease in self.store.leases.waiting():
+            self._send_to(engine, protocol.encode(protocol.Staging(lease)))
+
+    def _send_to(self, engine: str, frame: bytes) -> None:
+        scheduler = self._engines[engine].scheduler
+        assert scheduler is not None, "an engine that is leaving is told nothing"
+        self._send(scheduler, frame)
 
     def _send_lends(self) -> None:
         for engine, slots in self.store.lends():
-            scheduler = self._engines[engine].scheduler
-            assert scheduler is not None, "an engine that is leaving is lent nothing"
-            self._send(scheduler, protocol.encode(protocol.Lend(pack_slots(slots))))
+            self._send_to(engine, protocol.encode(protocol.Lend(pack_slots(slots))))
 
     def _send_workers(self, members: Members) -> None:
         if members.scheduler is not None:
@@ -356,6 +371,8 @@ class Server:
             if c.role
         ]
         held = self.store.snapshot(now)
+        if self.store.lower is not None:
+            held["tiers"]["nvme"] |= self.lower_state()
         engines = held["engines"]
         assert isinstance(engines, list)
         return {

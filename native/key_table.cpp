@@ -66,27 +66,41 @@ KeyTable::Bucket* KeyTable::probe(const Key& key) const noexcept {
   return &array_[at];
 }
 
-void KeyTable::find(std::span<const char> keys, std::uint32_t* slots) const noexcept {
+template <typename Visit>
+void KeyTable::visit(std::span<const char> keys, Visit each) const {
   const std::size_t count = keys.size() / kKeyBytes;
   const auto key = [&](std::size_t i) { return Key::load(keys.data() + i * kKeyBytes); };
   const auto prefetch = [&](std::size_t i) { __builtin_prefetch(&array_[home(key(i))]); };
   for (std::size_t i = 0; i < std::min(kAhead, count); ++i) prefetch(i);
   for (std::size_t i = 0; i < count; ++i) {
     if (i + kAhead < count) prefetch(i + kAhead);
-    slots[i] = find(key(i));
+    each(i, key(i));
   }
+}
+
+void KeyTable::find(std::span<const char> keys, std::uint32_t* slots) const noexcept {
+  visit(keys, [&](std::size_t i, const Key& key) { slots[i] = find(key); });
 }
 
 bool KeyTable::add(const Key& key, std::uint32_t slot) {
   Bucket* bucket = probe(key);
   if (bucket->taken()) return false;
   if (size_ == room(buckets())) {
-    grow();
+    grow(2 * buckets());
     bucket = probe(key);
   }
   *bucket = {key, ~slot};
   ++size_;
   return true;
+}
+
+// A key that repeats is counted as often, so a table may double a little early.
+void KeyTable::add(std::span<const char> keys, const std::uint32_t* slots, bool* added) {
+  std::size_t missing = 0;
+  visit(keys, [&](std::size_t, const Key& key) { missing += !probe(key)->taken(); });
+  const std::size_t needed = buckets_for(static_cast<std::int64_t>(size_ + missing));
+  if (needed > buckets()) grow(needed);
+  visit(keys, [&](std::size_t i, const Key& key) { added[i] = add(key, slots[i]); });
 }
 
 std::uint32_t KeyTable::remove(const Key& key) noexcept {
@@ -106,13 +120,17 @@ std::uint32_t KeyTable::remove(const Key& key) noexcept {
   return slot;
 }
 
-// In the order of the old array the new one is written as two sequential streams: bucket b goes to b or b + old size.
-// Half of the time goes into the new memory, which the kernel zeroes.
-void KeyTable::grow() {
+void KeyTable::remove(std::span<const char> keys, std::uint32_t* removed) noexcept {
+  visit(keys, [&](std::size_t i, const Key& key) { removed[i] = remove(key); });
+}
+
+// In the order of the old array the new one is written as a few sequential streams: when it doubles, bucket b goes to
+// b or b + old size. Half of the time goes into the new memory, which the kernel zeroes.
+void KeyTable::grow(std::size_t wanted) {
+  if (wanted > kMostBuckets) throw std::bad_alloc();
   const std::size_t before = buckets();
-  if (before == kMostBuckets) throw std::bad_alloc();
-  const Array old = std::exchange(array_, allocate(2 * before));
-  mask_ = 2 * before - 1;
+  const Array old = std::exchange(array_, allocate(wanted));
+  mask_ = wanted - 1;
   for (std::size_t at = 0; at < before; ++at)
     if (old[at].taken()) *probe(old[at].key) = old[at];
 }

@@ -50,6 +50,11 @@ class KeyTable {
   // The slot that the key had, kAbsent when it was not there.
   std::uint32_t remove(const Key& key) noexcept;
 
+  // The same for each kKeyBytes of `keys`, in their order. `slots` has one for each, none kAbsent; `added` and
+  // `removed` have room for as many. add() rehashes before it adds the first.
+  void add(std::span<const char> keys, const std::uint32_t* slots, bool* added);
+  void remove(std::span<const char> keys, std::uint32_t* removed) noexcept;
+
  private:
   // 24 bytes. The slot is stored inverted: zeroed memory, as the kernel gives it, is a table of empty buckets, and an
   // empty bucket answers kAbsent by itself.
@@ -72,7 +77,9 @@ class KeyTable {
   std::size_t home(const Key& key) const { return key.last & mask_; }
   std::size_t after(std::size_t at) const { return (at + 1) & mask_; }
   Bucket* probe(const Key& key) const noexcept;  // its bucket, or the empty one where it would go
-  void grow();
+  void grow(std::size_t buckets);
+  template <typename Visit>
+  void visit(std::span<const char> keys, Visit each) const;  // each(position, key)
 
   std::size_t mask_;  // buckets - 1
   std::size_t size_ = 0;

@@ -7,11 +7,17 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <optional>
 #include <system_error>
 #include <tuple>
 
 #include "arena.h"
 #include "copier.h"
+#include "crc32c.h"
+#include "file_io.h"
 #include "key_table.h"
 #include "stream_copy.h"
 
@@ -21,7 +27,9 @@ using namespace kvtier;
 
 namespace {
 
-using Column = nb::ndarray<const std::uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu, nb::ro>;
+template <typename T, int kDimensions>
+using Flat = nb::ndarray<const T, nb::ndim<kDimensions>, nb::c_contig, nb::device::cpu, nb::ro>;
+using Column = Flat<std::uint64_t, 1>;
 using Record = std::tuple<std::uint64_t, std::uint64_t, double>;
 using ReleaseGil = nb::call_guard<nb::gil_scoped_release>;
 
@@ -59,6 +67,66 @@ bool wait(HostCopier& copier, std::int64_t ticket, std::optional<double> timeout
   return copier.wait(ticket, timeout);
 }
 
+// A new array of `count` values that `fill` writes.
+template <typename T, typename Fill>
+nb::object filled(std::size_t count, Fill fill) {
+  auto* const values = new T[count];
+  const nb::capsule owner(values, [](void* pointer) noexcept { delete[] static_cast<T*>(pointer); });
+  fill(values);
+  return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(values, {count}, owner));
+}
+
+// Letting the GIL go and taking it again costs as much as the checksum of a few pages.
+constexpr std::size_t kChecksumWithGil = std::size_t{64} << 10;
+
+template <typename Compute>
+auto computed(std::size_t bytes, Compute compute) {
+  std::optional<nb::gil_scoped_release> release;
+  if (bytes > kChecksumWithGil) release.emplace();
+  return compute();
+}
+
+std::uint32_t checksum(const Flat<std::uint8_t, 1>& bytes, std::uint32_t seed) {
+  return computed(bytes.size(), [&] { return crc32c(bytes.data(), bytes.size(), seed); });
+}
+
+nb::object checksum_rows(const Flat<std::uint8_t, 2>& rows) {
+  const std::size_t width = rows.shape(1);
+  return filled<std::uint32_t>(rows.shape(0), [&](std::uint32_t* sums) {
+    computed(rows.size(), [&] {
+      for (std::size_t i = 0; i < rows.shape(0); ++i) sums[i] = crc32c(rows.data() + i * width, width);
+    });
+  });
+}
+
+std::uint64_t submit(FileIo& io, Direction direction, std::array<std::int64_t, 5> numbers) {
+  const auto [fd, offset, address, size, seed] = numbers;
+  if (*std::min_element(numbers.begin(), numbers.end()) < 0) throw nb::value_error("no argument may be negative");
+  if (fd > std::numeric_limits<int>::max()) throw nb::value_error("fd is too large");
+  if (seed > std::numeric_limits<std::uint32_t>::max()) throw nb::value_error("seed must be less than 2**32");
+  return io.submit({direction, static_cast<int>(fd), static_cast<std::uint64_t>(offset),
+                    static_cast<std::uint64_t>(address), static_cast<std::uint64_t>(size),
+                    static_cast<std::uint32_t>(seed)});
+}
+
+std::uint64_t read(FileIo& io, std::int64_t fd, std::int64_t offset, std::int64_t address, std::int64_t size,
+                   std::int64_t seed) {
+  return submit(io, Direction::kRead, {fd, offset, address, size, seed});
+}
+
+std::uint64_t write(FileIo& io, std::int64_t fd, std::int64_t offset, std::int64_t address, std::int64_t size,
+                    std::int64_t seed) {
+  return submit(io, Direction::kWrite, {fd, offset, address, size, seed});
+}
+
+using Transferred = std::tuple<std::uint64_t, int, std::uint32_t, double>;
+
+std::vector<Transferred> poll_transfers(FileIo& io) {
+  std::vector<Transferred> records;
+  for (const TransferDone& done : io.poll()) records.emplace_back(done.ticket, done.error, done.crc, done.seconds);
+  return records;
+}
+
 Key key_of(const nb::bytes& bytes) {
   if (bytes.size() != kKeyBytes) throw nb::value_error("a key has 16 bytes");
   return Key::load(bytes.c_str());
@@ -69,14 +137,28 @@ Key key_of(const nb::bytes& bytes) {
   throw nb::python_error();
 }
 
-nb::object find(const KeyTable& table, const nb::bytes& keys) {
+std::span<const char> packed(const nb::bytes& keys) {
   if (keys.size() % kKeyBytes != 0) throw nb::value_error("packed keys must be a multiple of 16 bytes");
-  const std::size_t count = keys.size() / kKeyBytes;
-  auto* const slots = new std::uint32_t[count];
-  const nb::capsule owner(slots, [](void* pointer) noexcept { delete[] static_cast<std::uint32_t*>(pointer); });
-  table.find({keys.c_str(), keys.size()}, slots);
-  using Slots = nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<1>>;
-  return nb::cast(Slots(slots, {count}, owner));
+  return {keys.c_str(), keys.size()};
+}
+
+nb::object find(const KeyTable& table, const nb::bytes& keys) {
+  const std::span<const char> all = packed(keys);
+  return filled<std::uint32_t>(all.size() / kKeyBytes, [&](std::uint32_t* slots) { table.find(all, slots); });
+}
+
+nb::object add_many(KeyTable& table, const nb::bytes& keys, const Flat<std::uint32_t, 1>& slots) {
+  const std::span<const char> all = packed(keys);
+  const std::size_t count = all.size() / kKeyBytes;
+  if (slots.size() != count) throw nb::value_error("keys and slots must have the same length");
+  if (std::find(slots.data(), slots.data() + count, kAbsent) != slots.data() + count)
+    throw nb::value_error("slot must be 0 to ABSENT - 1");
+  return filled<bool>(count, [&](bool* added) { table.add(all, slots.data(), added); });
+}
+
+nb::object remove_many(KeyTable& table, const nb::bytes& keys) {
+  const std::span<const char> all = packed(keys);
+  return filled<std::uint32_t>(all.size() / kKeyBytes, [&](std::uint32_t* slots) { table.remove(all, slots); });
 }
 
 void add(KeyTable& table, const nb::bytes& key, std::int64_t slot) {
@@ -174,6 +256,67 @@ void bind_copier(nb::module_& m) {
   copier.attr("MAX_THREADS") = kMaxThreads;
 }
 
+void bind_file_io(nb::module_& m) {
+  nb::class_<FileIo> io(
+      m, "FileIo",
+      "Moves whole ranges between open files and memory on its own threads, and computes their CRC-32C.\n\n"
+      "Made for descriptors opened with O_DIRECT and aligned ranges; works with others too. There is no cancellation:\n"
+      "descriptor and memory belong to the transfer until poll() has reported it, and nobody may write the memory (or\n"
+      "read it, if it is being read into). Reads are started before writes, each in their order, and while a read is\n"
+      "queued or in flight at most WRITES_BESIDE_READS writes are. Completions come in any order. All methods may be\n"
+      "called from any thread. Does not survive a fork: a child makes its own.");
+  io.def(nb::init<int, int, const std::string&>(), "depth"_a = 8, "threads"_a = 2, "backend"_a = "auto",
+         "At most `depth` (1 to MAX_DEPTH) transfers are in flight. `threads` (1 to MAX_THREADS) compute checksums\n"
+         "and, each with a ring of its own, talk to io_uring; without it every transfer in flight takes a thread.\n"
+         "`backend`: \"io_uring\", \"threads\", or \"auto\", which is io_uring where the kernel allows it.\n\n"
+         "Raises ValueError, OSError (\"io_uring\" was asked for and refused; no descriptors or threads left).")
+      .def("read", &read, "fd"_a, "offset"_a, "address"_a, "size"_a, "seed"_a = 0,
+           "Queue the read of `size` bytes at `offset` to `address` and return its ticket (1, 2, 3 ...). The checksum\n"
+           "goes on from `seed`, over the memory after the read. Never waits for I/O.\n\n"
+           "Raises ValueError (negative, address or size 0, beyond any file or memory), RuntimeError (closed, or\n"
+           "\"queue full\": MAX_OPS transfers are submitted and not polled).")
+      .def("write", &write, "fd"_a, "offset"_a, "address"_a, "size"_a, "seed"_a = 0,
+           "Queue the write of `size` bytes at `address` to `offset`, otherwise as read(). The checksum is that of\n"
+           "the memory before the write.")
+      .def("poll", &poll_transfers,
+           "list[(ticket, error, crc, seconds)]: the transfers finished since the last poll, each exactly once. Error\n"
+           "is 0 or an errno: EIO when the file ends within a read, ENOSPC when a write moves nothing; what the\n"
+           "kernel cuts short is continued. crc is 0 after an error. `seconds` runs from the hand-over to the kernel\n"
+           "to the completion; neither queue nor checksum are in it. Never blocks.")
+      .def(
+          "wait", [](FileIo& self, double timeout_s) { return self.wait(std::chrono::duration<double>(timeout_s)); },
+          "timeout_s"_a, ReleaseGil(),
+          "Whether there is something to poll, within `timeout_s` seconds. The GIL is released.")
+      .def("fileno", &FileIo::event_fd,
+           "int: a descriptor that can be read exactly while there is something to poll. It stays this object's:\n"
+           "poll() empties it, and nobody else reads or closes it.")
+      .def_prop_ro("backend", &FileIo::backend, "str: \"io_uring\" or \"threads\".")
+      .def_prop_ro("fallback", &FileIo::fallback, "str: why it is not io_uring; empty when it is, or wasn't wanted.")
+      .def_prop_ro("pending", &FileIo::pending, "int: transfers submitted and not finished.")
+      .def("close", &FileIo::close, ReleaseGil(),
+           "Finish every transfer submitted so far, then stop the threads. May be called twice; poll() and wait()\n"
+           "still work afterwards, read() and write() raise RuntimeError.");
+  io.attr("MAX_OPS") = kMaxOps;
+  io.attr("MAX_DEPTH") = kMaxDepth;
+  io.attr("MAX_THREADS") = kMaxIoThreads;
+  io.attr("WRITES_BESIDE_READS") = kWritesBesideReads;
+}
+
+void bind_checksums(nb::module_& m) {
+  m.def("crc32c", &checksum, "data"_a.noconvert(), "seed"_a = 0,
+        "The CRC-32C of contiguous bytes (numpy uint8 array, bytes, memoryview ...), going on from `seed`, that of\n"
+        "what came before: crc32c(b, crc32c(a)) == crc32c(a + b). The GIL is released beyond 64 KiB.");
+  m.def("crc32c_rows", &checksum_rows, "rows"_a.noconvert(),
+        "The CRC-32C of each row of a contiguous numpy uint8 array of shape (n, width): a new uint32 array of shape\n"
+        "(n,). The GIL is released beyond 64 KiB.");
+  m.def(
+      "_crc32c_by_table",
+      [](const Flat<std::uint8_t, 1>& bytes, std::uint32_t seed) {
+        return crc32c_by_table(bytes.data(), bytes.size(), seed);
+      },
+      "data"_a.noconvert(), "seed"_a = 0, "As crc32c(), without the CPU's instruction: for tests.");
+}
+
 void bind_key_table(nb::module_& m) {
   nb::class_<KeyTable> table(
       m, "KeyTable",
@@ -197,6 +340,15 @@ void bind_key_table(nb::module_& m) {
            "Nothing has changed then.")
       .def("remove", &remove, "key"_a,
            "Forget the key and return the slot it had. Raises KeyError when it is missing, ValueError (not 16 bytes).")
+      .def("add_many", &add_many, "keys"_a, "slots"_a.noconvert(),
+           "Add the n keys packed in `keys` as find() takes them, with `slots`, a contiguous numpy uint32 array of\n"
+           "shape (n,). A new numpy bool array: whether each was added, False where the key was there already, be it\n"
+           "from earlier in the same call; the slot it had stays.\n\n"
+           "Raises ValueError (len(keys) is no multiple of 16 or does not fit len(slots), a slot is ABSENT),\n"
+           "TypeError (not such an array), MemoryError. Nothing has changed then.")
+      .def("remove_many", &remove_many, "keys"_a,
+           "Forget the n keys packed in `keys` and return the slots they had, as find() does: ABSENT where one was\n"
+           "missing, be it removed earlier in the same call. Raises ValueError unless len(keys) is a multiple of 16.")
       .def_prop_ro("memory_bytes", &KeyTable::memory_bytes, "int: bytes that the array takes, full or empty.");
   table.attr("ABSENT") = kAbsent;
   table.attr("KEY_BYTES") = kKeyBytes;
@@ -207,10 +359,12 @@ void bind_key_table(nb::module_& m) {
 NB_MODULE(_native, m) {
   // The daemon ends with its key table alive; the operating system takes it back.
   nb::set_leak_warnings(false);
-  m.doc() = "Shared memory, copies and a table of keys: nothing about messages, tiers or sessions.";
+  m.doc() = "Shared memory, copies, file I/O and a table of keys: nothing about messages, tiers or sessions.";
   nb::register_exception_translator(translate_os_error);
   bind_arena(m);
   bind_copier(m);
+  bind_file_io(m);
+  bind_checksums(m);
   bind_key_table(m);
   m.def("cpu_copy_path", &copy_path,
         "How large copies are stored on this CPU: \"avx512\" or \"avx2\" (non-temporal), or \"memcpy\".");

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kvtier import client, protocol
+from kvtier import observer, protocol
 from kvtier.block import KEY_BYTES, block_key, pack_keys, unpack_slots
 
 PATIENCE_S = 30.0  # for what must happen sometime: a machine under load takes its time
@@ -109,7 +109,7 @@ class KVTierd:
         os.kill(self.pid, signal.SIGCONT)
 
     def snapshot(self) -> dict[str, Any]:
-        return client.ask(self.socket, timeout_s=PATIENCE_S)
+        return observer.ask(self.socket, timeout_s=PATIENCE_S)
 
     def counter(self, name: str) -> int:
         return self.snapshot()["counters"][name]

@@ -16,6 +16,7 @@ from kvtier.connectors.vllm.worker import KVTierWorker
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole, KVConnectorTransferResults
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build_offloading_config
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from kvtier import __version__, protocol
 from kvtier.block import namespace_digest
@@ -83,6 +84,7 @@ class KVTierConnector(OffloadingConnector):
             block_bytes,
             tokens,
             chunks * self._settings.count("save_steps"),
+            int(_is_chain(kv_cache_config)),
         )
 
     # --- scheduler -----------------------------------------------------------------------------------------------
@@ -153,6 +155,12 @@ def _choose_chunk(extra: dict[str, Any], vllm_config: "VllmConfig", kv_cache_con
     while len(config.groups) == 1 and size * chunk < BLOCK_BYTES_WANTED and tokens * chunk * 2 <= BLOCK_TOKENS_MAX:
         chunk *= 2
     extra["blocks_per_chunk"] = chunk
+
+
+def _is_chain(kv_cache_config: "KVCacheConfig") -> bool:
+    """Whether a block is of use only together with all before it: not so with sliding windows and state layers."""
+    groups = kv_cache_config.kv_cache_groups
+    return len(groups) == 1 and isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
 
 
 def _log_like_vllm() -> None:

@@ -36,7 +36,7 @@ from vllm.v1.kv_offload.base import (
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from kvtier.block import ABSENT, BlockKey, block_key, pack_keys
+from kvtier.block import BELOW, BlockKey, block_key, pack_keys
 from kvtier.client import SchedulerClient
 from kvtier.config import Config
 from kvtier.protocol import KEYS_MAX
@@ -53,6 +53,7 @@ class KVTierManager(OffloadingManager):
     def __init__(self, spec: KVTierSpec, clock: Callable[[], float] = time.monotonic) -> None:
         config = spec.config
         self._ranks = config.parallel.world_size
+        self._tokens_per_hash = spec.tokens_per_hash
         self._groups = [
             (group.group_id, group.tokens_per_block * spec.blocks_per_chunk // spec.tokens_per_hash)
             for group in config.groups
@@ -137,7 +138,7 @@ class KVTierManager(OffloadingManager):
             return
         self._release_unused(req_id, mine)
         if mine.known is None and not mine.barred and self._client is not None and self._client.ready:
-            self._ask(req_id, mine, self._clock())
+            self._ask(req_id, mine, self._clock(), whole=True)
 
     @edge(lambda: PrepareStoreOutput([], NONE, []))
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
@@ -262,20 +263,23 @@ class KVTierManager(OffloadingManager):
         if answer is not None:
             self._take_answer(mine, answer)
             return True
-        if self._stalled or now - mine.asked_at > self._deadline_s:
+        assert mine.lease is not None
+        if self._stalled or client.silent_s(mine.lease, now) > self._deadline_s:
             self._late_after = client.answers
             self._count("lookups_late", 1)
             self._release_unused(req_id, mine)
             return self._answer_nothing(mine)
         return False
 
-    def _ask(self, req_id: str, mine: TrackedRequest, now: float) -> None:
+    def _ask(self, req_id: str, mine: TrackedRequest, now: float, whole: bool = False) -> None:
+        """`whole`: the engine's own cache has it all, so nothing is to be staged."""
         assert self._client is not None and mine.request is not None
-        mine.asked = self._names(mine.request)
+        mine.asked, covered = self._names(mine.request, mine.local_tokens)
         mine.generation = self._client.generation
         mine.asked_at = now
         mine.slots = None
-        mine.lease = self._client.lookup(pack_keys(self._keys(mine, mine.asked)), now)
+        skip = len(mine.asked) if whole else covered
+        mine.lease = self._client.lookup(pack_keys(self._keys(mine, mine.asked)), skip, now)
         self._waiting_leases[req_id] = None
 
     def _await(self, mine: TrackedRequest, now: float) -> np.ndarray | None:
@@ -293,10 +297,11 @@ class KVTierManager(OffloadingManager):
         return answer
 
     def _take_answer(self, mine: TrackedRequest, answer: np.ndarray) -> None:
-        here = np.flatnonzero(answer != ABSENT).tolist()
+        here = np.flatnonzero(answer < BELOW).tolist()
         slots = answer.tolist()
         mine.slots = {mine.asked[i]: slots[i] for i in here}
-        mine.known = set(mine.slots).union(mine.known or ())
+        below = (mine.asked[i] for i in np.flatnonzero(answer == BELOW).tolist())
+        mine.known = set(mine.slots).union(below, mine.known or ())
 
     def _answer_nothing(self, mine: TrackedRequest) -> bool:
         mine.slots, mine.generation = {}, self._generation
@@ -320,14 +325,17 @@ class KVTierManager(OffloadingManager):
 
     # --- how -----------------------------------------------------------------------------------------------------
 
-    def _names(self, request: "Request") -> list[OffloadKey]:
-        """vLLM's names of all whole blocks of the request, group after group."""
+    def _names(self, request: "Request", local_tokens: int) -> tuple[list[OffloadKey], int]:
+        """vLLM's names of all whole blocks of the request, group after group; first those that the engine's own cache
+        has, and how many these are."""
         hashes = request.block_hashes
-        return [
-            make_offload_key(hashes[i], group)
-            for group, hashes_per_chunk in self._groups
-            for i in range(hashes_per_chunk - 1, len(hashes), hashes_per_chunk)
-        ][:KEYS_MAX]
+        covered: list[OffloadKey] = []
+        rest: list[OffloadKey] = []
+        for group, hashes_per_chunk in self._groups:
+            end_of_covered = local_tokens // self._tokens_per_hash
+            for i in range(hashes_per_chunk - 1, len(hashes), hashes_per_chunk):
+                (covered if i < end_of_covered else rest).append(make_offload_key(hashes[i], group))
+        return (covered + rest)[:KEYS_MAX], min(len(covered), KEYS_MAX)
 
     def _keys(self, mine: TrackedRequest, names: Sequence[OffloadKey]) -> list[BlockKey]:
         assert self._client is not None

@@ -9,8 +9,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from kvtier.client import ask
 from kvtier.config import format_size
+from kvtier.observer import ask
 from kvtier.stats import COUNTERS
 
 FILE_COLUMNS = 160  # where there is no terminal to ask
@@ -42,7 +42,8 @@ def render(before: dict[str, Any], now: dict[str, Any]) -> Group:
     pages = "2 MiB pages" if arena["huge_bytes"] else "4 KiB pages"
     pinned = "pinned" if arena["pinned"] else "not pinned"
     title = f"kvtierd {now['version']}  up {_duration(now['uptime_s'])}  pid {now['pid']}  arena {pages}, {pinned}"
-    return Group(title, _tiers(before, now), _engines(now), _counters(now))
+    drives = [_drives(now["tiers"]["nvme"])] if "nvme" in now["tiers"] else []
+    return Group(title, _tiers(before, now), *drives, _engines(now), _counters(now))
 
 
 def _tiers(before: dict[str, Any], now: dict[str, Any]) -> Table:
@@ -54,6 +55,7 @@ def _tiers(before: dict[str, Any], now: dict[str, Any]) -> Table:
         return f"{grown / seconds / 1e9:.2f}"
 
     table = _table("tier", "capacity", "used", "blocks", "lent", "leased", "hit tokens", "GB/s in", "GB/s out")
+    flows = {"cpu": ("saved_bytes", "loaded_bytes"), "nvme": ("demoted_bytes", "promoted_bytes")}
     for name, tier in now["tiers"].items():
         used = f"{format_size(tier['used_bytes'])} ({tier['used_bytes'] / tier['capacity_bytes']:.0%})"
         table.add_row(
@@ -61,12 +63,28 @@ def _tiers(before: dict[str, Any], now: dict[str, Any]) -> Table:
             format_size(tier["capacity_bytes"]),
             used,
             f"{tier['blocks']:,}",
-            format_size(tier["lent_bytes"]),
-            format_size(tier["leased_bytes"]),
-            f"{tier['hit_tokens']:,}",
-            rate("saved_bytes"),
-            rate("loaded_bytes"),
+            format_size(tier["lent_bytes"]) if "lent_bytes" in tier else "",
+            format_size(tier["leased_bytes"]) if "leased_bytes" in tier else "",
+            f"{tier['hit_tokens']:,}" if "hit_tokens" in tier else "",
+            *map(rate, flows[name]),
         )
+    return table
+
+
+def _drives(nvme: dict[str, Any]) -> Table:
+    """The NVMe tier's drives: how they are used, and how long they last."""
+    table = _table("nvme", "state", "I/O", "to write", "writes a day", "budget a day", "budget left", "days of life")
+    life = nvme["days_of_life"]
+    table.add_row(
+        ", ".join(drive["path"] for drive in nvme["drives"])[:40],
+        f"read-only: {nvme['reason']}" if nvme["read_only"] else "good",
+        nvme["io"],
+        f"{nvme['candidates'] + nvme['writes_pending']:,}",
+        format_size(nvme["written_bytes_per_day"]),
+        format_size(nvme["budget_bytes_per_day"]),
+        format_size(nvme["budget_left_bytes"]),
+        "" if life is None else f"{life:,.0f}",
+    )
     return table
 
 

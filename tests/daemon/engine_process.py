@@ -71,7 +71,7 @@ class Scheduler:
                 tell(leased=self.lease(keys))
 
     def lease(self, keys: bytes) -> list[int]:
-        number = self.client.lookup(keys, time.monotonic())
+        number = self.client.lookup(keys, 0, time.monotonic())
         while self.client.answer(number) is None:
             self.client.wait(time.monotonic() + 1)
             self.client.poll(time.monotonic())

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from kvtierd import PATIENCE_S, SLOT, Engine, KVTierd, Worker, some_keys
 
-from kvtier import __version__
-from kvtier.client import ask
+from kvtier import __version__, protocol
 from kvtier.errors import DaemonError
+from kvtier.observer import ask
 from kvtier.stats import COUNTERS
 
 COMMANDS = Path(sys.executable).parent
@@ -155,10 +155,10 @@ def test_a_command_that_asks_learns_why_there_is_no_answer(tmp_path):
 
 
 def test_a_daemon_of_another_version_is_said_to_be_one(tmp_path):
-    with KVTierd(tmp_path, version=2) as daemon:
+    with KVTierd(tmp_path, version=99) as daemon:
         ended = run("kvtier", "stats", "--socket", daemon.socket)
         assert ended.returncode == 1
-        assert "kvtierd speaks protocol 2, the client 1; install the same kvtier" in ended.stderr
+        assert f"protocol 99, the client {protocol.VERSION}; install the same kvtier" in ended.stderr
 
 
 @pytest.mark.parametrize("words", [[], ["stat"], ["stats", "--interval", "soon"]])

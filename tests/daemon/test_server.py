@@ -137,13 +137,21 @@ def test_the_scheduler_is_told_how_many_of_its_workers_have_mapped_the_arena(sha
 @pytest.mark.parametrize(
     ("hello", "code", "says"),
     [
-        (protocol.Hello(2, "scheduler", "e", b"n" * 32, SLOT, 16, 8), "bad_version", "protocol 1, the client 2"),
-        (protocol.Hello(1, "engineer", "e", b"n" * 32, SLOT, 16, 8), "bad_order", "no role 'engineer'"),
-        (protocol.Hello(1, "scheduler", "e", b"n" * 31, SLOT, 16, 8), "bad_frame", "namespace"),
-        (protocol.Hello(1, "scheduler", "e", b"n" * 32, 0, 16, 8), "bad_frame", "block size"),
-        (protocol.Hello(1, "scheduler", "e", b"n" * 32, SLOT, 0, 8), "bad_frame", "block size"),
-        (protocol.Hello(1, "scheduler", "e", b"n" * 32, 4 * MIB + 1, 16, 8), "too_large", "raise cpu.capacity"),
-        (protocol.Hello(1, "scheduler", "e", b"n" * 32, 2**63 - 1, 16, 8), "too_large", "raise cpu.capacity"),
+        (protocol.Hello(9, "scheduler", "e", b"n" * 32, SLOT, 16, 8), "bad_version", "the client 9"),
+        (protocol.Hello(protocol.VERSION, "engineer", "e", b"n" * 32, SLOT, 16, 8), "bad_order", "no role 'engineer'"),
+        (protocol.Hello(protocol.VERSION, "scheduler", "e", b"n" * 31, SLOT, 16, 8), "bad_frame", "namespace"),
+        (protocol.Hello(protocol.VERSION, "scheduler", "e", b"n" * 32, 0, 16, 8), "bad_frame", "block size"),
+        (protocol.Hello(protocol.VERSION, "scheduler", "e", b"n" * 32, SLOT, 0, 8), "bad_frame", "block size"),
+        (
+            protocol.Hello(protocol.VERSION, "scheduler", "e", b"n" * 32, 4 * MIB + 1, 16, 8),
+            "too_large",
+            "raise cpu.capacity",
+        ),
+        (
+            protocol.Hello(protocol.VERSION, "scheduler", "e", b"n" * 32, 2**63 - 1, 16, 8),
+            "too_large",
+            "raise cpu.capacity",
+        ),
     ],
 )
 def test_a_hello_that_cannot_be_is_answered_with_the_reason_and_leaves_nothing(shared_kvtierd, hello, code, says):
@@ -190,6 +198,8 @@ FOR_ENGINES = [
     protocol.Lend(b""),
     protocol.Drain(),
     protocol.Snapshot({}),
+    protocol.Staging(1),
+    protocol.Flushed(1),
     protocol.Error("bad_order", "no, you"),
 ]
 

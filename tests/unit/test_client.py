@@ -62,7 +62,7 @@ class ClientPair:
         return self.scheduler.ready
 
     def lookup(self, keys: bytes) -> tuple[int, list[int]]:
-        lease = self.scheduler.lookup(keys, self.clock())
+        lease = self.scheduler.lookup(keys, 0, self.clock())
         eventually(lambda: self.step() and self.scheduler.answer(lease) is not None)
         return lease, self.scheduler.answer(lease).tolist()
 
@@ -139,7 +139,7 @@ def test_what_was_saved_is_found_under_a_lease_until_that_is_released(kvtierd, p
 @on_healthy_daemon
 def test_a_lease_that_was_released_before_its_answer_came_is_over_all_the_same(kvtierd, pair):
     pair.save(some_keys(3))
-    lease = pair.scheduler.lookup(some_keys(3), pair.clock())
+    lease = pair.scheduler.lookup(some_keys(3), 0, pair.clock())
     pair.scheduler.release(lease, 0, pair.clock())
     pair.scheduler.release(lease, 0, pair.clock())
     pair.lookup(some_keys(1, "other"))
@@ -167,7 +167,7 @@ def test_touches_and_reports_arrive(kvtierd, pair):
 def test_wait_returns_when_the_answer_is_there(kvtierd, pair):
     while pair.scheduler.wait(time.monotonic() + 0.01):  # nothing else on its way
         pair.step()
-    lease = pair.scheduler.lookup(some_keys(1, "nowhere"), pair.clock())
+    lease = pair.scheduler.lookup(some_keys(1, "nowhere"), 0, pair.clock())
     assert pair.scheduler.wait(time.monotonic() + PATIENCE_S)
     pair.scheduler.poll(pair.clock())
     assert pair.scheduler.answer(lease).tolist() == [ABSENT]
@@ -190,7 +190,7 @@ def test_without_a_daemon_every_call_is_nothing_and_one_line_says_so(tmp_path, c
     pair = ClientPair(tmp_path / "nobody.sock")
     for _ in range(50):
         assert pair.step() is False
-        lease = pair.scheduler.lookup(some_keys(1), pair.clock())
+        lease = pair.scheduler.lookup(some_keys(1), 0, pair.clock())
         assert pair.scheduler.answer(lease) is None
         assert pair.scheduler.wait(time.monotonic() + 60) is False  # there is nothing to wait for
         pair.scheduler.release(lease, 0, pair.clock())
@@ -284,7 +284,7 @@ def test_a_frozen_daemon_is_waited_for_no_longer_than_said(kvtierd, pair):
     while pair.scheduler.wait(time.monotonic() + 0.01):
         pair.step()
     kvtierd.stop_()
-    lease = pair.scheduler.lookup(some_keys(1), pair.clock())
+    lease = pair.scheduler.lookup(some_keys(1), 0, pair.clock())
     started = time.monotonic()
     assert pair.scheduler.wait(started + 0.1) is False
     assert time.monotonic() - started < PATIENCE_S
@@ -321,12 +321,12 @@ def test_a_frozen_daemon_does_not_welcome_and_is_tried_again(kvtierd, caplog):
 
 
 def test_a_daemon_of_another_version_is_told_of_once_and_asked_rarely(tmp_path, caplog):
-    with KVTierd(tmp_path, version=2) as daemon:
+    with KVTierd(tmp_path, version=99) as daemon:
         scheduler = SchedulerClient(daemon.socket, scheduler_hello(), workers=1)
         now = 1000.0
         eventually(lambda: scheduler.poll(now) or warnings(caplog))
         assert len(warnings(caplog)) == 1
-        assert "kvtierd speaks protocol 2, the client 1; install the same kvtier" in warnings(caplog)[0]
+        assert f"protocol 99, the client {protocol.VERSION}; install the same kvtier" in warnings(caplog)[0]
         for _ in range(3):
             now += 10 * client.RETRY_MAX_S - 0.1
             scheduler.poll(now)

@@ -107,6 +107,35 @@ def test_what_was_removed_is_gone_and_may_come_back_elsewhere():
     assert find(table, key(0), key(1)) == [0, 5]
 
 
+def add_many(table: KeyTable, keys: list[bytes], slots: list[int]) -> list[bool]:
+    return table.add_many(pack_keys(keys), np.array(slots, np.uint32)).tolist()
+
+
+def test_many_are_added_at_once_and_those_there_already_keep_their_slot():
+    table = filled([key(0), key(1)])
+    added = table.add_many(pack_keys([key(5), key(1), key(6), key(5)]), np.array([7, 8, 9, 10], np.uint32))
+    assert added.dtype == np.bool_ and added.tolist() == [True, False, True, False]
+    assert len(table) == 4
+    assert find(table, key(0), key(1), key(5), key(6)) == [0, 1, 7, 9]
+
+
+def test_many_are_removed_at_once_and_those_missing_are_absent():
+    table = filled([key(0), key(1), key(2)])
+    removed = table.remove_many(pack_keys([key(2), key(9), key(0), key(2)]))
+    assert removed.dtype == block.SLOT_TYPE and removed.tolist() == [2, ABSENT, 0, ABSENT]
+    assert len(table) == 1 and find(table, key(1)) == [1]
+
+
+@pytest.mark.parametrize("count", [0, 1, 17, 100_000])
+def test_a_table_grows_for_many_at_once(count):
+    keys, table = random_keys(count), KeyTable()
+    assert add_many(table, keys, list(range(count))) == [True] * count
+    assert find(table, *keys) == list(range(count))
+    assert add_many(table, keys, [0] * count) == [False] * count
+    assert table.memory_bytes == KeyTable(count).memory_bytes
+    assert table.remove_many(pack_keys(keys)).tolist() == list(range(count)) and len(table) == 0
+
+
 def test_the_first_and_the_last_slot_are_slots_like_others():
     table = KeyTable()
     table.add(key(1), 0)
@@ -215,10 +244,18 @@ class TableAndDict(RuleBasedStateMachine):
             self.table.add(key, slot)
             self.model[key] = slot
 
-    @rule(keys=st.sets(colliding_keys, min_size=8))
+    @rule(keys=st.lists(colliding_keys, min_size=8))
     def add_many(self, keys):
-        for each in sorted(keys):
-            self.add(each, slot=len(self.seen))
+        self.seen.update(keys)
+        slots = list(range(len(keys)))
+        new = [each not in self.model and each not in keys[:i] for i, each in enumerate(keys)]
+        assert add_many(self.table, keys, slots) == new
+        self.model = dict(zip(reversed(keys), reversed(slots))) | self.model
+
+    @rule(keys=st.lists(colliding_keys))
+    def remove_many(self, keys):
+        removed = self.table.remove_many(pack_keys(keys)).tolist()
+        assert removed == [self.model.pop(each, ABSENT) for each in keys]
 
     @precondition(lambda self: self.model)
     @rule(choice=st.randoms(use_true_random=False))
@@ -315,8 +352,20 @@ def test_a_key_has_16_bytes(wrong):
 
 @pytest.mark.parametrize("size", [1, 15, 17, 4095])
 def test_packed_keys_are_whole_keys(size):
-    with pytest.raises(ValueError, match="multiple of 16"):
-        KeyTable().find(bytes(size))
+    table, slots = KeyTable(), np.zeros(1, np.uint32)
+    for call in (table.find, table.remove_many, lambda keys: table.add_many(keys, slots)):
+        with pytest.raises(ValueError, match="multiple of 16"):
+            call(bytes(size))
+
+
+@pytest.mark.parametrize("slots", [[], [1, 2, 3], [1, ABSENT]])
+def test_slots_for_many_are_as_many_and_none_is_absent(slots):
+    table = KeyTable()
+    with pytest.raises(ValueError, match="slot"):
+        add_many(table, [key(0), key(1)], slots)
+    with pytest.raises(TypeError):
+        table.add_many(key(0), np.ones(1, np.int64))
+    assert len(table) == 0
 
 
 @pytest.mark.parametrize("slot", [-1, ABSENT, ABSENT + 1, 1 << 40])
@@ -330,7 +379,7 @@ def test_a_slot_fits_and_is_not_absent(slot):
 @pytest.mark.parametrize("wrong", [None, 5, "x" * KEY_BYTES, bytearray(KEY_BYTES), memoryview(bytes(KEY_BYTES))])
 def test_only_bytes_are_keys(wrong):
     table = KeyTable()
-    for call in (table.find, table.remove, table.__contains__, lambda each: table.add(each, 1)):
+    for call in (table.find, table.remove, table.remove_many, table.__contains__, lambda each: table.add(each, 1)):
         with pytest.raises(TypeError):
             call(wrong)
 

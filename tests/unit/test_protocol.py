@@ -33,6 +33,9 @@ ONE_OF_EACH = [
     protocol.Snapshot({"tiers": {"cpu": {"blocks": 1}}, "engines": ({"engine": "a"},)}),
     protocol.Error("bad_order", "not now"),
     protocol.Want(7),
+    protocol.Staging(1),
+    protocol.Flush(),
+    protocol.Flushed(1),
 ]
 
 
@@ -70,7 +73,7 @@ def test_a_frame_is_a_little_endian_length_and_a_msgpack_array_of_code_and_field
 
 
 def test_the_codes_on_the_wire_never_change():
-    assert [code_of(type(message)) for message in ONE_OF_EACH] == list(range(1, 19))
+    assert [code_of(type(message)) for message in ONE_OF_EACH] == list(range(1, 22))
 
 
 @pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda m: type(m).__name__)
@@ -86,7 +89,7 @@ def test_any_message_arrives_as_it_was_sent(message):
 @given(st.integers(0, 2**63 - 1), st.integers(0, 5))
 def test_the_quick_encoders_write_the_same_bytes_as_the_general_one(lease, n):
     keys, slots = b"k" * KEY_BYTES * n, b"s" * 4 * n
-    assert protocol.encode_lookup(lease, keys) == protocol.encode(protocol.Lookup(lease, keys))
+    assert protocol.encode_lookup(lease, keys, 3) == protocol.encode(protocol.Lookup(lease, keys, 3))
     assert protocol.encode_found(lease, slots) == protocol.encode(protocol.Found(lease, slots))
 
 
@@ -119,7 +122,7 @@ def test_where_a_stream_is_cut_makes_no_difference(said, data):
 
 
 def test_the_largest_lookup_and_its_answer_fit_a_frame():
-    lookup = protocol.Lookup(1, bytes(KEY_BYTES * protocol.KEYS_MAX))
+    lookup = protocol.Lookup(1, bytes(KEY_BYTES * protocol.KEYS_MAX), 0)
     commit = protocol.Commit(bytes(KEY_BYTES * protocol.KEYS_MAX), bytes(4 * protocol.KEYS_MAX))
     assert hear(protocol.encode(lookup), protocol.encode(commit)) == [lookup, commit]
 
@@ -155,7 +158,7 @@ def test_an_array_that_claims_more_entries_than_it_has_bytes_is_refused():
         protocol.decode(b"\xdd\xff\xff\xff\xff")
 
 
-@pytest.mark.parametrize("value", [None, 15, "Ask", {}, [], [0], [19], [True], ["15"], [[15]], [15.0], [-1]])
+@pytest.mark.parametrize("value", [None, 15, "Ask", {}, [], [0], [22], [True], ["15"], [[15]], [15.0], [-1]])
 def test_a_value_that_is_no_array_with_a_known_code_is_no_message(value):
     with pytest.raises(FrameError, match="not a message"):
         protocol.decode(msgpack.packb(value))
@@ -231,7 +234,7 @@ def test_a_report_has_a_limit():
 def test_a_hello_of_another_version_is_known_as_such_whatever_else_it_holds():
     # Its sender must learn that it is of another version, so that it doesn't come back every second; and another
     # version's Hello need not have the fields of ours.
-    for parts in ([2], [2, "scheduler"], [0, {}, None], [2, *astuple(HELLO)[1:], "more"]):
+    for parts in ([9], [9, "scheduler"], [0, {}, None], [9, *astuple(HELLO)[1:], "more"]):
         with pytest.raises(ProtocolError, match=f"protocol {protocol.VERSION}, .* {parts[0]}") as raised:
             hear(framed(1, *parts))
         assert raised.value.code == "bad_version"
@@ -269,7 +272,7 @@ plain = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats
 anything = plain | st.lists(plain, max_size=3) | st.dictionaries(short, plain, max_size=3)
 
 
-@given(st.integers(0, 19), st.lists(anything, max_size=8))
+@given(st.integers(0, 22), st.lists(anything, max_size=8))
 def test_any_values_under_any_code_are_heard_or_refused(code, values):
     refuse_or_hear(framed(code, *values))
 

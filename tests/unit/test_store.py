@@ -4,7 +4,7 @@ events does is the simulator's business (tests/sim)."""
 import numpy as np
 import pytest
 
-from kvtier import store as store_module
+from kvtier import leases as leases_module
 from kvtier.block import ABSENT, SLOT_UNIT, pack_keys
 from kvtier.errors import OrderError, ProtocolError
 from kvtier.store import BlockStore
@@ -48,7 +48,7 @@ def save(store: BlockStore, engine: str, *numbers: int) -> None:
 
 
 def known(store: BlockStore, *numbers: int) -> list[int]:
-    return [number for number in numbers if keys(number) in store.index]
+    return [number for number in numbers if keys(number) in store.ram.index]
 
 
 def assert_refused(code: str, call, *args) -> None:
@@ -88,8 +88,8 @@ def test_what_an_engine_held_comes_back_when_it_leaves(store):
     save(store, "a", 1, 2)
     store.lookup("a", 1, keys(1, 2))
     store.leave("a")
-    assert store.leased_bytes == 0
-    assert store.slots.taken_bytes == 2 * BLOCK, "its blocks stay, for others"
+    assert store.leases.bytes == 0
+    assert store.ram.slots.taken_bytes == 2 * BLOCK, "its blocks stay, for others"
     assert store.stats["engines_gone"] == 1
     join(store, "a")
 
@@ -120,15 +120,15 @@ def test_a_block_saved_twice_stays_where_it_is_and_the_second_slot_is_free(store
     store.commit("a", keys(1), column(first[0]))
     store.commit("b", keys(1), column(second[0]))
     assert store.lookup("a", 1, keys(1)).tolist() == [first[0]]
-    assert store.slots.is_free(second[0])
+    assert store.ram.slots.is_free(second[0])
     assert store.stats["known_blocks"] == 1
 
 
 def test_a_key_that_stands_twice_in_one_commit_is_one_block(store):
     first = join(store, "a")
     store.commit("a", keys(1, 1), column(*first[:2]))
-    assert len(store.index) == 1
-    assert store.slots.taken_bytes == 3 * BLOCK
+    assert len(store.ram.index) == 1
+    assert store.ram.slots.taken_bytes == 3 * BLOCK
 
 
 def test_only_a_slot_that_is_lent_to_this_engine_can_be_committed_or_given_back(store):
@@ -136,8 +136,8 @@ def test_only_a_slot_that_is_lent_to_this_engine_can_be_committed_or_given_back(
     for wrong in ([others[0]], [mine[0], mine[0]], [mine[0], 10**6]):
         assert_refused("bad_slot", store.commit, "a", keys(*wrong), column(*wrong))
         assert_refused("bad_slot", store.give_back, "a", column(*wrong))
-    assert len(store.index) == 0
-    assert store.slots.taken_bytes == 5 * BLOCK, "a refused frame changes nothing"
+    assert len(store.ram.index) == 0
+    assert store.ram.slots.taken_bytes == 5 * BLOCK, "a refused frame changes nothing"
 
 
 def test_a_committed_slot_is_not_the_engines_any_more(store):
@@ -160,9 +160,9 @@ def test_a_lease_counts_its_bytes_until_it_is_released(store):
     join(store, "a")
     save(store, "a", 1, 2)
     store.lookup("a", 1, keys(1, 2))
-    assert store.leased_bytes == 2 * BLOCK
+    assert store.leases.bytes == 2 * BLOCK
     store.release("a", 1, 1)
-    assert store.leased_bytes == 0
+    assert store.leases.bytes == 0
     assert [store.stats[name] for name in ("loaded_blocks", "loaded_tokens", "loaded_bytes")] == [1, 16, BLOCK]
 
 
@@ -180,11 +180,11 @@ def test_a_lease_that_is_open_can_not_be_opened_again(store):
     store.lookup("a", 1, keys(1))
     with pytest.raises(OrderError):
         store.lookup("a", 1, keys(1))
-    assert store.leased_bytes == BLOCK
+    assert store.leases.bytes == BLOCK
 
 
 def test_an_engine_has_so_many_leases_and_no_more(store, monkeypatch):
-    monkeypatch.setattr(store_module, "LEASES_MAX", 2)
+    monkeypatch.setattr(leases_module, "LEASES_MAX", 2)
     join(store, "a")
     save(store, "a", 1)
     store.lookup("a", 1, keys(1))
@@ -199,7 +199,7 @@ def test_leases_pin_no_more_than_their_share_and_the_prefix_comes_first():
     save(store, "a", 1, 2, 3, 4)
     answer = store.lookup("a", 1, keys(1, 9, 2, 3, 4))
     assert (answer != ABSENT).tolist() == [True, False, True, True, False]
-    assert store.leased_bytes == 3 * BLOCK
+    assert store.leases.bytes == 3 * BLOCK
     assert store.stats["refused_leases"] == 1
     assert store.lookup("a", 2, keys(1)).tolist() == [ABSENT]
     store.release("a", 2, 0)
@@ -243,14 +243,14 @@ def test_a_block_that_is_reset_while_it_is_leased_keeps_its_slot_until_the_lease
     slot = int(store.lookup("reader", 1, keys(1))[0])
     store.reset("a", RED)
     assert known(store, 1) == []
-    assert not store.slots.is_free(slot)
-    assert store.leased_bytes == BLOCK
+    assert not store.ram.slots.is_free(slot)
+    assert store.leases.bytes == BLOCK
     if end == "release":
         store.release("reader", 1, 1)
     else:
         store.leave("reader")
-    assert store.slots.is_free(slot)
-    assert store.leased_bytes == 0
+    assert store.ram.slots.is_free(slot)
+    assert store.leases.bytes == 0
 
 
 def test_a_key_can_be_saved_again_while_its_former_slot_is_still_leased(store):

@@ -24,13 +24,13 @@ def lent(store: BlockStore, engine: str) -> set[int]:
 
 
 def slabs_of(store: BlockStore, slots) -> set[int]:
-    return {store.slots.slab_of(int(slot)) for slot in slots}
+    return {store.ram.slots.slab_of(int(slot)) for slot in slots}
 
 
 def scatter(store: BlockStore, engine: str) -> None:
     """Saves until the slots lent to the engine lie in all slabs: none of these can be cut anew at once."""
     save(store, engine, *range(28))
-    slots = store.index.find(keys(*range(28)))
+    slots = store.ram.index.find(keys(*range(28)))
     store.touch(keys(*(int(i) for i in np.argsort(slots % 32, kind="stable"))))  # the slabs' blocks go by turns
     for number in range(100, 140):
         save(store, engine, number)
@@ -81,11 +81,11 @@ def test_an_engine_with_larger_blocks_gets_the_slab_that_was_used_least_recently
     save(store, "a", *range(28))
     store.leave("a")
     join(store, "c", lend=4)  # takes what is free
-    oldest = store.slots.slab_of(int(store.index.find(keys(0))[0]))
+    oldest = store.ram.slots.slab_of(int(store.ram.index.find(keys(0))[0]))
     large = join(store, "b", BLUE, LARGE, lend=1)
-    assert [store.slots.slab_of(slot) for slot in large] == [oldest]
-    assert store.slots.size_of(large[0]) == LARGE
-    assert len(store.index) == 28 - 8
+    assert [store.ram.slots.slab_of(slot) for slot in large] == [oldest]
+    assert store.ram.slots.size_of(large[0]) == LARGE
+    assert len(store.ram.index) == 28 - 8
 
 
 def test_a_hot_slab_is_not_lost_for_one_old_block(store):
@@ -93,8 +93,8 @@ def test_a_hot_slab_is_not_lost_for_one_old_block(store):
     save(store, "a", *range(28))
     store.leave("a")
     join(store, "c")
-    oldest_slab = slabs_of(store, store.index.find(keys(0)))
-    slots = store.index.find(keys(*range(28)))
+    oldest_slab = slabs_of(store, store.ram.index.find(keys(0)))
+    slots = store.ram.index.find(keys(*range(28)))
     store.touch(keys(*(i for i in range(1, 28) if slabs_of(store, slots[i : i + 1]) == oldest_slab)))
     large = join(store, "b", BLUE, LARGE, lend=1)
     assert slabs_of(store, large) and not slabs_of(store, large) & oldest_slab
@@ -143,12 +143,12 @@ def test_an_engine_with_other_blocks_gets_slots_when_the_idle_one_wants_fewer_an
     join(store, "idle")
     scatter(store, "idle")
     assert join(store, "b", BLUE, LARGE) == []
-    closing = store.slots.closing
+    closing = store.ram.slots.closing
     assert closing is not None
     store.want("idle", 0)
     store.give_back("idle", column(*lent(store, "idle")))
     assert slabs_of(store, lent_to(store, "b")) == {closing}
-    assert store.slots.closing is None
+    assert store.ram.slots.closing is None
 
 
 def test_an_engine_with_other_blocks_gets_slots_while_the_first_one_stays_active(store):
@@ -168,8 +168,8 @@ def test_a_closing_slab_keeps_no_block(store):
     join(store, "a")
     scatter(store, "a")
     join(store, "b", BLUE, LARGE)
-    assert store.lru.blocks_in_slab[store.slots.closing] == 0
-    slot = next(slot for slot in lent(store, "a") if store.slots.is_closing(slot))
+    assert store.ram.lru.blocks_in_slab[store.ram.slots.closing] == 0
+    slot = next(slot for slot in lent(store, "a") if store.ram.slots.is_closing(slot))
     evicted, saved = store.stats["evicted_blocks"], store.stats["saved_blocks"]
     store.commit("a", keys(1000), column(slot))
     assert known(store, 1000) == []
@@ -181,13 +181,13 @@ def test_a_leased_block_in_a_closing_slab_is_not_found_any_more_and_its_slot_sta
     store = BlockStore(CAPACITY, lend_share=0.25, lease_share=0.5)
     join(store, "a", lend=1)
     save(store, "a", *range(31))
-    slots = store.index.find(keys(*range(31)))
+    slots = store.ram.index.find(keys(*range(31)))
     heads = [int(np.flatnonzero(slots // 32 == slab)[0]) for slab in range(4)]  # one block of each slab
     store.lookup("a", 1, keys(*heads))
     assert join(store, "b", BLUE, LARGE, lend=1) == []
     gone = [head for head in heads if head not in known(store, *heads)]
     assert len(gone) == 1
-    assert not store.slots.is_free(int(slots[gone[0]]))
+    assert not store.ram.slots.is_free(int(slots[gone[0]]))
     store.release("a", 1, 0)
     assert slabs_of(store, lent_to(store, "b")) == slabs_of(store, slots[gone])
 
@@ -196,19 +196,19 @@ def test_while_one_slab_is_closing_another_goes_that_may_go_at_once(store):
     join(store, "a")
     scatter(store, "a")
     join(store, "b", BLUE, LARGE)
-    closing = store.slots.closing
-    free = next(slot for slot in sorted(lent(store, "a")) if not store.slots.is_closing(slot))
+    closing = store.ram.slots.closing
+    free = next(slot for slot in sorted(lent(store, "a")) if not store.ram.slots.is_closing(slot))
     store.want("a", 0)
     store.give_back("a", column(free))
     assert slabs_of(store, lent_to(store, "b")) == slabs_of(store, [free])
-    assert store.slots.closing == closing
+    assert store.ram.slots.closing == closing
 
 
 def test_a_slab_goes_to_the_size_that_it_was_closed_for(store):
     join(store, "a")  # before "b" in every order
     scatter(store, "a")
     join(store, "b", BLUE, LARGE)
-    closing = store.slots.closing
+    closing = store.ram.slots.closing
     store.give_back("a", column(*lent(store, "a")))
     assert {name: slabs_of(store, slots) for name, slots in store.lends()}["b"] == {closing}
 
@@ -250,7 +250,7 @@ def test_an_engine_that_wants_nothing_is_lent_nothing(store):
     store.want("a", 0)
     store.give_back("a", column(*slots))
     assert lent_to(store, "a") == []
-    assert store.slots.taken_bytes == 0
+    assert store.ram.slots.taken_bytes == 0
 
 
 def test_an_engine_that_is_leaving_is_lent_nothing_and_keeps_what_it_holds(store):
@@ -272,7 +272,12 @@ def test_a_starved_engine_costs_nothing_while_nothing_changes(store, monkeypatch
     scatter(store, "a")
     assert join(store, "b", BLUE, LARGE) == []
     tried = []
-    for part, name in ((store, "_top_up"), (store, "_clear_slab"), (store.lru, "oldest"), (store.slots, "take")):
+    for part, name in (
+        (store, "_top_up"),
+        (store.ram, "_clear_slab"),
+        (store.ram.lru, "oldest"),
+        (store.ram.slots, "take"),
+    ):
         sound = getattr(part, name)
         monkeypatch.setattr(part, name, lambda *args, name=name, sound=sound: (tried.append(name), sound(*args))[1])
     store.lookup("a", 1, keys(*range(28)))

@@ -1,0 +1,286 @@
+"""Which block lies where on the drives. Pure: it knows numbers, no files.
+
+The space is cut into extents of equal size that lie on the drives in turn. An extent is filled once, place after place,
+with blocks of one size; it is reclaimed whole, all its blocks forgotten at once. So nothing is moved to make room, a
+drive sees long runs of writes, and what one conversation wrote in one go lies together.
+
+    drive 0  | extent 0 | extent 2 | extent 4 |      place = offset / SLOT_UNIT, extent after extent
+    drive 1  | extent 1 | extent 3 | extent 5 |      extent = place // extent_units
+                                                     position = place % extent_units // units of one block
+
+    free --take--> open --the last place is taken--> full --reclaim--> leaving --freed--> free
+
+Which extent is reclaimed: one without a block; else the one whose blocks were used the longest ago on the mean. A mean
+is enough, and needs no stamp a block: a use draws the mean of its extent towards now by one block's share.
+
+Columns have one row a block and no object: 1,000,000 blocks take some 70 MB, the key table included.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvtier.block import KEY_BYTES, SLOT_UNIT, BlockKey
+from kvtier.index import DictTable, Table
+
+EXTENT_BYTES_MIN, EXTENT_BYTES_MAX = 2 * 1024**2, 256 * 1024**2
+EXTENTS_MIN = 16  # a drive: what is reclaimed at once is a small part of it
+_KEY = np.dtype(f"V{KEY_BYTES}")
+_DEAD = -1  # in the namespace column: no block here
+
+
+def extent_bytes_for(capacity: int, drives: int) -> int:
+    """A power of two. A block that is larger is not kept on the drives."""
+    size = EXTENT_BYTES_MAX
+    while size > EXTENT_BYTES_MIN and size * EXTENTS_MIN * drives > capacity:
+        size //= 2
+    return size
+
+
+@dataclass(slots=True)
+class _Extent:
+    size: int = 0  # bytes of a block; 0: free
+    rows: int = 0  # its first row in the columns
+    taken: int = 0  # places handed out so far
+    blocks: int = 0  # live ones
+    used: float = 0.0  # when these were used, on the mean; counted in uses
+    busy: int = 0  # transfers under way
+    leaving: bool = False
+
+
+class Extents:
+    def __init__(self, extents: int, extent_bytes: int, drives: int = 1, table: Table | None = None) -> None:
+        assert extent_bytes % SLOT_UNIT == 0 and extents >= drives > 0
+        self.extent_bytes = extent_bytes
+        self.capacity = extents * extent_bytes
+        self._drives = drives
+        self._units = extent_bytes // SLOT_UNIT
+        self._extents = [_Extent() for _ in range(extents)]
+        self._free = [deque(range(drive, extents, drives)) for drive in range(drives)]
+        self._open: dict[int, deque[int]] = {}  # size of a block -> extents, the next to be taken from first
+        self._leaving = 0
+        self._table: Table = DictTable() if table is None else table
+        self._uses = 0
+        self._spare_rows: dict[int, list[int]] = {}  # number of rows -> first rows
+        self._rows = 0
+        self._keys = np.zeros(0, _KEY)
+        self._namespace = np.zeros(0, np.int32)
+        self._checksum = np.zeros(0, np.uint32)
+        self.used_bytes = 0  # of live blocks
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __contains__(self, key: BlockKey) -> bool:
+        return key in self._table
+
+    # --- what is where ---------------------------------------------------------------------------------------
+
+    def find(self, keys: bytes) -> np.ndarray:
+        """uint32[n]: the place of each packed key, ABSENT where there is none."""
+        return self._table.find(keys)
+
+    def checksum(self, place: int) -> int:
+        return int(self._checksum[self._row(place)])
+
+    def namespace(self, place: int) -> int:
+        """Its number."""
+        return int(self._namespace[self._row(place)])
+
+    def holds(self, place: int) -> bool:
+        return self._size_at(place) > 0 and self._namespace[self._row(place)] != _DEAD
+
+    def touch(self, places: np.ndarray) -> None:
+        """Used now."""
+        self._uses += len(places)
+        numbers, uses = np.unique(places // self._units, return_counts=True)
+        for number, n in zip(numbers.tolist(), uses.tolist()):
+            extent = self._extents[number]
+            extent.used += (self._uses - extent.used) * min(1.0, n / extent.blocks)
+
+    # --- blocks come and go ----------------------------------------------------------------------------------
+
+    def take(self, size: int) -> int | None:
+        """A place to write a block of `size` bytes to; `add` or `give_up` follows. None: no extent is free now."""
+        if size > self.extent_bytes:
+            return None
+        open_ = self._open.setdefault(size, deque())
+        while len(open_) < self._drives and (number := self._next_free(open_)) is not None:
+            self._begin(number, size)
+            open_.appendleft(number)
+        if not open_:
+            return None
+        number = open_.popleft()
+        extent = self._extents[number]
+        place = number * self._units + extent.taken * (size // SLOT_UNIT)
+        extent.taken += 1
+        extent.busy += 1
+        if extent.taken < self.extent_bytes // size:
+            open_.append(number)
+        return place
+
+    def add(self, place: int, key: BlockKey, namespace: int, checksum: int) -> None:
+        """The block is written."""
+        extent, row = self._extents[place // self._units], self._row(place)
+        assert self._namespace[row] == _DEAD and key not in self._table
+        self._table.add(key, place)
+        self._keys[row] = np.void(key)
+        self._namespace[row] = namespace
+        self._checksum[row] = checksum
+        self._uses += 1
+        extent.blocks += 1
+        extent.used += (self._uses - extent.used) / extent.blocks
+        extent.busy -= 1
+        self.used_bytes += extent.size
+
+    def give_up(self, place: int) -> None:
+        """The block was not written. Its place stays empty until its extent is reclaimed."""
+        self._extents[place // self._units].busy -= 1
+
+    def drop(self, place: int) -> None:
+        """Forget this block alone: its bytes are not right, or mean nothing any more."""
+        extent, row = self._extents[place // self._units], self._row(place)
+        self._table.remove(self._keys[row].tobytes())
+        self._namespace[row] = _DEAD
+        extent.blocks -= 1
+        self.used_bytes -= extent.size
+
+    def drop_namespace(self, namespace: int) -> int:
+        """Forget its blocks; returns how many."""
+        dropped = 0
+        for number, extent in enumerate(self._extents):
+            rows = extent.rows + np.flatnonzero(self._namespace[self._rows_of(extent)] == namespace)
+            for row in rows.tolist():
+                self.drop(number * self._units + (row - extent.rows) * (extent.size // SLOT_UNIT))
+            dropped += len(rows)
+        return dropped
+
+    def hold(self, place: int) -> None:
+        """Its extent is not reclaimed until `let_go`: it is being read."""
+        self._extents[place // self._units].busy += 1
+
+    def let_go(self, place: int) -> None:
+        self._extents[place // self._units].busy -= 1
+
+    # --- room ------------------------------------------------------------------------------------------------
+
+    def is_short(self) -> bool:
+        """Whether an extent should be reclaimed, so that there is one for whoever fills his."""
+        return sum(map(len, self._free)) + self._leaving < self._drives
+
+    def reclaim(self) -> tuple[int, int, list[BlockKey]] | None:
+        """Forget an extent: its first place, the end of its places, the keys of its blocks. `freed` follows when the
+        tier has forgotten it too. None when there is none that can be reclaimed now."""
+        open_ = {number for numbers in self._open.values() for number in numbers}
+        idle = [n for n, extent in enumerate(self._extents) if extent.size and not extent.busy and not extent.leaving]
+        full = [n for n in idle if n not in open_]
+        if not full and len(open_) > self._drives:  # many sizes in a small space: one gives up what it began to fill
+            full = idle
+        if not full:
+            return None
+        number = min(full, key=lambda n: (self._extents[n].blocks > 0, self._extents[n].used))
+        extent = self._extents[number]
+        if number in open_:
+            self._open[extent.size].remove(number)
+        rows = extent.rows + np.flatnonzero(self._namespace[self._rows_of(extent)] != _DEAD)
+        keys = [self._keys[row].tobytes() for row in rows.tolist()]
+        for key in keys:
+            self._table.remove(key)
+        self._namespace[rows] = _DEAD
+        self.used_bytes -= extent.blocks * extent.size
+        extent.blocks, extent.leaving = 0, True
+        self._leaving += 1
+        return number * self._units, (number + 1) * self._units, keys
+
+    def freed(self, first: int) -> None:
+        """The tier has forgotten the extent that begins at this place."""
+        number = first // self._units
+        extent = self._extents[number]
+        assert extent.leaving
+        self._spare_rows.setdefault(self.extent_bytes // extent.size, []).append(extent.rows)
+        self._extents[number] = _Extent()
+        self._free[number % self._drives].append(number)
+        self._leaving -= 1
+
+    # --- after a restart -------------------------------------------------------------------------------------
+
+    def recover(
+        self, keys: bytes, places: np.ndarray, sizes: np.ndarray, namespaces: np.ndarray, checksums: np.ndarray
+    ) -> int:
+        """Takes over what a tier recovered: columns, one row a block, oldest first. Returns how many don't fit in: their
+        extent is of another block size than its first block says, or they are twice there."""
+        if not len(places):
+            return 0
+        numbers = (places // self._units).astype(np.int64)
+        order = np.lexsort((places, numbers))
+        firsts = order[np.unique(numbers[order], return_index=True)[1]]
+        size_of, rows_of = np.zeros(len(self._extents), np.int64), np.zeros(len(self._extents), np.int64)
+        for number, size in zip(numbers[firsts].tolist(), sizes[firsts].tolist()):
+            self._free[number % self._drives].remove(number)
+            self._begin(number, size)
+            size_of[number], rows_of[number] = size, self._extents[number].rows
+        positions, rest = np.divmod(places % self._units, np.maximum(1, size_of[numbers] // SLOT_UNIT))
+        fits = (sizes == size_of[numbers]) & (rest == 0) & ((positions + 1) * sizes <= self.extent_bytes)
+        packed = np.frombuffer(keys, _KEY)
+        fits[fits] = self._table.add_many(packed[fits].tobytes(), places[fits].astype(np.uint32))
+        numbers, positions = numbers[fits], positions[fits].astype(np.int64)
+        rows = rows_of[numbers] + positions
+        self._keys[rows] = packed[fits]
+        self._namespace[rows] = namespaces[fits]
+        self._checksum[rows] = checksums[fits]
+        self._uses = len(numbers)
+        self.used_bytes = int(sizes[fits].sum())
+        self._count_recovered(numbers, positions)
+        return len(fits) - len(numbers)
+
+    def _count_recovered(self, numbers: np.ndarray, positions: np.ndarray) -> None:
+        extents = len(self._extents)
+        blocks = np.bincount(numbers, minlength=extents)
+        stamps = np.bincount(numbers, weights=np.arange(1, len(numbers) + 1), minlength=extents)
+        taken = np.zeros(extents, np.int64)
+        np.maximum.at(taken, numbers, positions + 1)
+        for number, extent in enumerate(self._extents):
+            if not extent.size:
+                continue
+            extent.blocks, extent.taken = int(blocks[number]), int(taken[number])
+            extent.used = stamps[number] / max(1, extent.blocks)
+            if extent.taken < self.extent_bytes // extent.size:
+                self._open.setdefault(extent.size, deque()).append(number)
+
+    # --- how -------------------------------------------------------------------------------------------------
+
+    def _size_at(self, place: int) -> int:
+        return self._extents[place // self._units].size
+
+    def _row(self, place: int) -> int:
+        extent = self._extents[place // self._units]
+        return extent.rows + place % self._units // (extent.size // SLOT_UNIT)
+
+    def _rows_of(self, extent: _Extent) -> slice:
+        return slice(extent.rows, extent.rows + (self.extent_bytes // extent.size if extent.size else 0))
+
+    def _next_free(self, open_: deque[int]) -> int | None:
+        """Of the drive that has the most free, but first of one on which no open extent lies."""
+        taken = {number % self._drives for number in open_}
+        drive = max(range(self._drives), key=lambda d: (bool(self._free[d]), d not in taken, len(self._free[d])))
+        return self._free[drive].popleft() if self._free[drive] else None
+
+    def _begin(self, number: int, size: int) -> None:
+        n = self.extent_bytes // size
+        spare = self._spare_rows.get(n)
+        first = spare.pop() if spare else self._rows
+        if first == self._rows:
+            self._rows += n
+            self._grow()
+        self._extents[number] = _Extent(size=size, rows=first)
+        self._namespace[first : first + n] = _DEAD
+
+    def _grow(self) -> None:
+        if self._rows > len(self._keys):
+            length = max(1024, self._rows * 5 // 4)
+            for name in ("_keys", "_namespace", "_checksum"):
+                column = getattr(self, name)
+                grown = np.zeros(length, column.dtype)
+                grown[: len(column)] = column
+                setattr(self, name, grown)

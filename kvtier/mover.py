@@ -1,0 +1,33 @@
+"""Hands the store's orders to the tier below, and its news back. On the daemon's event loop; it owns nothing else."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from kvtier.store import BlockStore
+from kvtier.tiers.base import Tier
+
+
+class Mover:
+    def __init__(self, store: BlockStore, tier: Tier, after_news: Callable[[], None]) -> None:
+        """`after_news` runs after the tier has finished something."""
+        self._store, self._tier, self._after_news = store, tier, after_news
+
+    def listen(self) -> None:
+        """From now on, on the running loop, hear what the tier has finished."""
+        asyncio.get_running_loop().add_reader(self._tier.fileno(), self._on_news)
+
+    def pump(self) -> None:
+        """Start what the store has decided. After any event."""
+        for order in self._store.transfers(time.monotonic(), writable=not self._tier.read_only):
+            self._tier.start(order)
+
+    def _on_news(self) -> None:
+        for done in self._tier.poll():
+            self._store.finished(done)
+        self._after_news()
+
+    def close(self) -> None:
+        """The tier finishes what is under way; nothing is heard any more."""
+        asyncio.get_running_loop().remove_reader(self._tier.fileno())
+        self._tier.close()

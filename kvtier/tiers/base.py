@@ -1,0 +1,75 @@
+"""The contract of every tier below the arena. tests/contract/ holds each of them to it.
+
+A tier moves bytes between arena slots and places of its own. It decides nothing: what is demoted, where to, what is
+forgotten is the store's business; when to give up waiting is the store's too, for a deadline is not a cancellation.
+
+The caller guarantees
+
+*   One thread calls. Tickets are never used twice.
+*   From start to Finished the bytes of a Demote's slot don't change, and nobody else reads or writes a Promote's slot.
+*   A place is written once: its next Demote begins after a Forget of it has finished, or after a restart that did not
+    recover it. Places don't overlap. A Forget begins when no transfer of its places is under way.
+*   A Promote begins after its Demote has finished without a fault, or for a place that `recovered` named; with the key,
+    size and checksum from there.
+*   At most TRANSFERS_MAX transfers are under way.
+
+You guarantee
+
+*   `start` returns at once, `poll` too; neither raises because of what a drive, a network or a file does.
+*   Every transfer is finished exactly once: `poll` returns its Finished, in any order. After that you touch its slot no
+    more. A drive that hangs is no exception: the transfer stays unfinished until the drive lets go of the memory.
+*   A Promote without a fault: the slot holds the very bytes that were demoted under this key, checked by a checksum of
+    the content and the key on every read. With a fault the slot holds anything. "corrupt" says that the bytes are lost
+    for good, every other fault that they may be there another time.
+*   A Demote without a fault: a Promote gives the bytes back. With a fault nothing is there.
+*   A Forget or a Remember without a fault survives a crash of the process. It takes effect in the order of starts: a
+    block that is demoted under a namespace is never recovered without it, a place that was forgotten and written again
+    never comes back as what it was.
+*   A Flush without a fault: each Demote that had finished before it was started is in `recovered` after a crash of the
+    process or of the machine, unless it was forgotten. Bytes are on the drive before any record of them.
+*   After a write or a commit that failed you are for a while `read_only`: Demotes, Forgets and Remembers finish with a
+    fault at once, and you find out by yourself when it is over. Reads go on. A Forget or a Remember that finished with
+    a fault may happen all the same, later, in its place in the order.
+*   After `close`, `poll` gives what was not polled yet, and whatever is started finishes as "closed".
+
+You never
+
+*   recover a block that you can't vouch for: no record is better than a doubtful one;
+*   retry a Demote or a Promote, or keep one back for more than the ones before it;
+*   let reads wait for more than a few writes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from kvtier.transfer import Finished, Transfer
+
+TRANSFERS_MAX = 4096
+
+
+@dataclass
+class Recovered:
+    """What survived the last daemon: columns of one length, one row a block, in the order in which they were demoted."""
+
+    keys: bytes = b""  # packed
+    places: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
+    sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # bytes
+    namespaces: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))  # numbers
+    epochs: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    checksums: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
+    remembered: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # digest -> (number, epoch)
+
+
+class Tier(Protocol):
+    recovered: Recovered  # the store takes it at start and empties it
+
+    @property
+    def read_only(self) -> bool: ...
+    def start(self, transfer: Transfer) -> None: ...
+    def poll(self) -> list[Finished]: ...
+    def fileno(self) -> int: ...  # readable when poll has something to say
+    def state(self) -> Mapping[str, object]: ...  # for observers: JSON values
+    def close(self) -> None: ...  # finishes what is under way; then no file of it is open

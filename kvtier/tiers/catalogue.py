@@ -1,0 +1,332 @@
+"""Which block lies where on the drives: one LMDB file, written at run time and read only at start.
+
+    records      place (big endian, so that an extent is one range) -> key, checksum, size, namespace, epoch, sequence
+    remembered   digest of a namespace -> its number and epoch
+    meta         the version, the store that the drives belong to, the root secret
+
+Each row ends with a CRC-32C over itself and its key. At start another process reads the file, each row proves itself,
+and what is good goes into a fresh file that replaces the former; a file that can't be read is kept beside, and the
+tier begins empty. So damage costs blocks, never a wrong one, and each start compacts.
+
+Whoever calls `commit` owns the catalogue meanwhile: the tier calls it on one thread of its own, one call after the other.
+"""
+
+import secrets
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import lmdb
+import numpy as np
+
+from kvtier import _native
+from kvtier.block import SECRET_BYTES, SLOT_UNIT
+from kvtier.errors import DaemonError
+from kvtier.failpoint import reach
+from kvtier.tiers.base import Recovered
+from kvtier.tiers.catalogue_reader import COUNTS, DAMAGED, META, RECORDS, REMEMBERED, TABLES
+from kvtier.tiers.drives import sync_folder, utc_stamp
+from kvtier.transfer import Demote, Forget, Remember
+
+VERSION = 1
+READ_TIMEOUT_S, READ_BYTES_PER_S = 20.0, 10e6  # the reader process may take so long, and longer for a large file
+QUARANTINE = ".corrupt-"  # and a time, behind the name of a file that can't be trusted
+QUARANTINED_MAX = 2  # files; older ones are deleted
+MAP_BYTES_MIN, MAP_BYTES_PER_PLACE = 64 * 1024**2, 256  # a record takes about 100 bytes, and a commit copies pages
+
+# The environment can't go on after these; after any other error of LMDB it can, or a new one on the same file.
+LOST = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
+
+Entry = bytes | Forget | Remember  # bytes: a record
+
+RECORD = np.dtype(
+    [
+        ("place", ">u4"),
+        ("key", "V16"),
+        ("checksum", "<u4"),
+        ("units", "<u4"),
+        ("namespace", "<u4"),
+        ("epoch", "<u8"),
+        ("sequence", "<u8"),
+        ("crc", "<u4"),
+    ]
+)
+_RECORD = struct.Struct("<16sIIIQQ")  # behind the place, before the crc
+_PLACE, _CRC = struct.Struct(">I"), struct.Struct("<I")
+_REMEMBERED = struct.Struct("<IQ")
+_META = struct.Struct(f"<I16s{SECRET_BYTES}s")
+_META_KEY = b"meta"
+assert TABLES[RECORDS] == (_PLACE.size, _RECORD.size + _CRC.size) and sum(TABLES[RECORDS]) == RECORD.itemsize
+assert TABLES[REMEMBERED][1] == _REMEMBERED.size + _CRC.size and TABLES[META][1] == _META.size + _CRC.size
+
+
+def record_of(demote: Demote, checksum: int, sequence: int) -> bytes:
+    """`sequence` grows with each Demote for ever."""
+    units = demote.size // SLOT_UNIT
+    place = _PLACE.pack(demote.place)
+    return _sealed(place + _RECORD.pack(demote.key, checksum, units, demote.namespace, demote.epoch, sequence))
+
+
+def _sealed(row: bytes) -> bytes:
+    return row + _CRC.pack(_native.crc32c(row))
+
+
+class Unreadable(Exception):
+    """The catalogue of a former life is no good; the message says why."""
+
+
+class Catalogue:
+    def __init__(self, path: Path, store: bytes, extents: int, extent_units: int, map_bytes_max: int = 0) -> None:
+        """Takes what survived into `recovered` and begins a fresh file with it. `store`: 16 bytes that name the store
+        whose places are meant; `map_bytes_max`: how large the file may grow, 0 for enough. DaemonError: the former file
+        can't be looked at, or no fresh one written."""
+        self.path = path
+        self.notes: list[str] = []
+        self.quarantined = self.bad_records = self.records = 0
+        self._store, self._places, self._extent_units = store, extents * extent_units, extent_units
+        self._map_bytes = MAP_BYTES_MIN + self._places * MAP_BYTES_PER_PLACE
+        self.map_bytes_max = map_bytes_max or 4 * self._map_bytes
+        self._map_bytes = min(self._map_bytes, self.map_bytes_max)
+        self._env: lmdb.Environment | None = None
+        try:
+            self.root, records, remembered = self._survivors()
+            self._rebuild(records, remembered)
+        except (lmdb.Error, OSError) as error:
+            self.close()
+            raise DaemonError(f"can't use {path}: {error}; free space, or set nvme.paths") from error
+        self.next_sequence = int(records["sequence"].max(initial=0)) + 1
+        self.recovered = _recovered(records, remembered)
+
+    # --- start -----------------------------------------------------------------------------------------------
+
+    def _survivors(self) -> tuple[bytes, np.ndarray, dict[bytes, tuple[int, int]]]:
+        """The root secret, the good records, the namespaces. All new and empty where the file is no good."""
+        if self.path.exists():
+            try:
+                tables = _read(self.path)
+                root = self._root(tables[META])
+            except Unreadable as problem:
+                self.quarantine(str(problem))
+            else:
+                remembered = _remembered(tables[REMEMBERED])
+                return root, self._good_records(tables[RECORDS], remembered), remembered
+        return secrets.token_bytes(SECRET_BYTES), np.empty(0, RECORD), {}
+
+    def _root(self, table: "Table") -> bytes:
+        if not (rows := table.proven()):
+            raise Unreadable("it doesn't say which store it is of")
+        version, store, root = _META.unpack(rows[0][len(_META_KEY) : -_CRC.size])
+        if version != VERSION:
+            raise Unreadable(f"it has version {version}, and this kvtierd knows {VERSION}")
+        if store != self._store:
+            raise Unreadable("it is of another store")
+        return root
+
+    def _good_records(self, table: "Table", remembered: dict[bytes, tuple[int, int]]) -> np.ndarray:
+        """In the order of places."""
+        rows = _only(table.proof(), table.rows).reshape(-1).view(RECORD)
+        rows = _only(self._fits(rows) & _is_current(rows, remembered), rows)
+        rows = _newest_of_each_key(rows)
+        if not (np.diff(rows["place"].astype(np.int64)) > 0).all():
+            rows = rows[np.argsort(rows["place"])]
+        rows = _only(~_overlapping(rows), rows)
+        self.bad_records = table.odd + len(table.rows) - len(rows)
+        return rows
+
+    def _fits(self, rows: np.ndarray) -> np.ndarray:
+        """bool[n]: lies in one extent of the space."""
+        first = rows["place"].astype(np.int64)
+        last = first + rows["units"] - 1
+        units = self._extent_units
+        return (last >= first) & (last < self._places) & (first // units == last // units)
+
+    def _rebuild(self, records: np.ndarray, remembered: dict[bytes, tuple[int, int]]) -> None:
+        """A fresh file takes the place of the former one."""
+        new = self.path.with_name(self.path.name + ".new")
+        new.unlink(missing_ok=True)
+        with self._opened(new) as env:
+            tables = {name: env.open_db(name) for name in TABLES}
+            with env.begin(write=True) as txn:
+                seal = _sealed(_META_KEY + _META.pack(VERSION, self._store, self.root))
+                txn.put(_META_KEY, seal[len(_META_KEY) :], db=tables[META])
+                for digest, (number, epoch) in remembered.items():
+                    txn.put(digest, _remembered_row(digest, number, epoch)[len(digest) :], db=tables[REMEMBERED])
+                rows = struct.iter_unpack("{}s{}s".format(*TABLES[RECORDS]), records.tobytes())
+                txn.cursor(tables[RECORDS]).putmulti(rows, append=True)
+        reach("catalogue_rebuilt_before_replace")
+        new.rename(self.path)
+        sync_folder(self.path.parent)
+        reach("catalogue_replaced")
+        self._open()
+        self.records = len(records)
+
+    def _opened(self, path: Path) -> lmdb.Environment:
+        """Durable with each commit, and never written through its map: a full disk would end the process."""
+        return lmdb.open(str(path), subdir=False, mode=0o600, lock=False, max_dbs=len(TABLES), map_size=self._map_bytes)
+
+    def _open(self) -> None:
+        self._env = self._opened(self.path)
+        self._records, self._remembered = (self._env.open_db(name, create=False) for name in (RECORDS, REMEMBERED))
+
+    # --- run time --------------------------------------------------------------------------------------------
+
+    def commit(self, entries: Sequence[Entry]) -> None:
+        """All of them, in this order, durable when it returns. lmdb.Error: none of them is sure; LOST or not."""
+        while True:
+            try:
+                return self._write(entries)
+            except lmdb.MapFullError:
+                if self._map_bytes >= self.map_bytes_max or self._env is None:
+                    raise
+                self._map_bytes = min(2 * self._map_bytes, self.map_bytes_max)
+                self._env.set_mapsize(self._map_bytes)
+            except lmdb.PanicError:
+                self.close()  # LMDB wants a new environment; the next commit opens it
+                raise
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        if self._env is None:
+            self._open()
+        assert self._env is not None
+        with self._env.begin(write=True) as txn:
+            for entry in entries:
+                if isinstance(entry, bytes):
+                    txn.put(entry[: _PLACE.size], entry[_PLACE.size :], db=self._records)
+                elif isinstance(entry, Forget):
+                    self._forget(txn, entry)
+                else:
+                    row = _remembered_row(entry.digest, entry.namespace, entry.epoch)
+                    txn.put(entry.digest, row[len(entry.digest) :], db=self._remembered)
+            records = txn.stat(self._records)["entries"]
+        self.records = records
+
+    def _forget(self, txn: lmdb.Transaction, forget: Forget) -> None:
+        reach("before_forget")
+        end = _PLACE.pack(forget.end)
+        with txn.cursor(self._records) as cursor:
+            there = cursor.set_range(_PLACE.pack(forget.first))
+            while there and bytes(cursor.key()) < end:
+                there = cursor.delete()  # and goes to the next; False behind the last
+        reach("after_forget")
+
+    def quarantine(self, reason: str) -> None:
+        """The file is not looked at again. Whoever wants to know what happened finds it beside."""
+        self.close()
+        self.quarantined += 1
+        aside = self.path.with_name(f"{self.path.name}{QUARANTINE}{utc_stamp()}")
+        former = sorted(self.path.parent.glob(f"{self.path.name}{QUARANTINE}*"))
+        try:
+            self.path.rename(aside)
+            for file in former[: len(former) + 1 - QUARANTINED_MAX]:
+                file.unlink()
+        except OSError as error:
+            self.notes.append(f"can't set {self.path} aside: {error.strerror}")
+        self.notes.append(f"{self.path} is no good: {reason}; it is kept as {aside.name}")
+
+    def close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+
+# --- what a former life left ---------------------------------------------------------------------------------
+
+
+class Table:
+    """Rows as the reader gave them: none is believed before it is proven."""
+
+    def __init__(self, rows: np.ndarray, odd: int) -> None:
+        self.rows = rows  # uint8[n, bytes of a row]
+        self.odd = odd  # rows of a wrong size, not here
+
+    def proof(self) -> np.ndarray:
+        """bool[n]: the row is as it was written."""
+        crcs = np.ascontiguousarray(self.rows[:, -_CRC.size :]).view("<u4").reshape(-1)
+        return _native.crc32c_rows(np.ascontiguousarray(self.rows[:, : -_CRC.size])) == crcs
+
+    def proven(self) -> list[bytes]:
+        return [row.tobytes() for row in self.rows[self.proof()]]
+
+
+def _read(path: Path) -> dict[bytes, Table]:
+    """What the reader process finds in the file. Unreadable: it died, hung or gave up. DaemonError: it didn't begin."""
+    command = [sys.executable, "-P", "-m", "kvtier.tiers.catalogue_reader", str(path)]
+    timeout_s = READ_TIMEOUT_S + path.stat().st_size / READ_BYTES_PER_S
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise Unreadable(f"reading it took more than {timeout_s:.0f} s") from None
+    said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    if done.returncode < 0:
+        raise Unreadable(f"whoever reads it dies of signal {-done.returncode}")
+    if done.returncode == DAMAGED:
+        raise Unreadable(said)
+    if done.returncode:
+        raise DaemonError(f"can't look into {path}: {said}")
+    tables, at = {}, 0
+    for name, widths in TABLES.items():
+        count, odd = COUNTS.unpack_from(done.stdout, at)
+        at += COUNTS.size
+        size = count * sum(widths)
+        tables[name] = Table(np.frombuffer(done.stdout, np.uint8, size, at).reshape(count, sum(widths)), odd)
+        at += size
+    return tables
+
+
+def _remembered_row(digest: bytes, number: int, epoch: int) -> bytes:
+    return _sealed(digest + _REMEMBERED.pack(number, epoch))
+
+
+def _remembered(table: Table) -> dict[bytes, tuple[int, int]]:
+    digest_bytes = TABLES[REMEMBERED][0]
+    return {row[:digest_bytes]: _REMEMBERED.unpack(row[digest_bytes : -_CRC.size]) for row in table.proven()}
+
+
+def _recovered(records: np.ndarray, remembered: dict[bytes, tuple[int, int]]) -> Recovered:
+    order = np.argsort(records["sequence"])
+    return Recovered(
+        keys=records["key"][order].tobytes(),
+        places=records["place"].astype(np.uint32)[order],
+        sizes=records["units"].astype(np.int64)[order] * SLOT_UNIT,
+        namespaces=records["namespace"].astype(np.int32)[order],
+        epochs=records["epoch"].astype(np.int64)[order],
+        checksums=records["checksum"].astype(np.uint32)[order],
+        remembered=dict(remembered),
+    )
+
+
+def _only(mask: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Most of the time that is all of them, and a million rows are not copied."""
+    return rows if mask.all() else rows[mask]
+
+
+def _is_current(rows: np.ndarray, remembered: dict[bytes, tuple[int, int]]) -> np.ndarray:
+    """bool[n]: of a namespace that is remembered, in its epoch. There are few namespaces."""
+    numbers, epochs = np.ascontiguousarray(rows["namespace"]), np.ascontiguousarray(rows["epoch"])
+    current = np.zeros(len(rows), bool)
+    for number, epoch in remembered.values():
+        current |= (numbers == number) & (epochs == epoch)
+    return current
+
+
+def _newest_of_each_key(rows: np.ndarray) -> np.ndarray:
+    """The rows that no row of the same key and a later sequence replaces."""
+    halves = np.ascontiguousarray(rows["key"]).view("<u8").reshape(-1, 2)
+    first = np.sort(halves[:, 0])
+    if (first[1:] != first[:-1]).all():
+        return rows  # no key is there twice
+    order = np.lexsort((rows["sequence"], halves[:, 0], halves[:, 1]))
+    replaced = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)  # by the next one
+    return rows[order[np.append(~replaced, True)]]
+
+
+def _overlapping(rows: np.ndarray) -> np.ndarray:
+    """bool[n]: shares a unit with another row. Nobody knows which of them is right. Rows are in the order of places."""
+    first = rows["place"].astype(np.int64)
+    end = first + rows["units"]
+    overlapping = np.zeros(len(rows), bool)
+    overlapping[1:] = first[1:] < np.maximum.accumulate(end)[:-1]
+    overlapping[:-1] |= end[:-1] > first[1:]
+    return overlapping

@@ -1,0 +1,133 @@
+"""Group commit of the catalogue, on a thread of its own: while one commit is under way, what comes waits for the next.
+
+The calling thread owns everything here but two things that go to the thread with a commit and come back with its
+Future: the entries of that commit, and the catalogue. Bytes are on the drives before their records: the thread syncs
+the drives first.
+
+After a commit that failed its entries stay the first ones in line, and the same is tried again each RETRY_S. So order
+holds, and a record is late rather than lost. What waited for the commit is told at once; it may still be done later.
+A sync that failed is tried again too: what the drive then says it has, is there, and what it lost all the same fails
+its checksum when it is read.
+"""
+
+import contextlib
+import errno
+import os
+import queue
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import lmdb
+
+from kvtier.failpoint import reach
+from kvtier.tiers.catalogue import LOST, Catalogue, Entry
+from kvtier.tiers.drives import Drives
+from kvtier.transfer import Finished
+
+RETRY_S = 1.0
+WAITING_MAX = 65_536  # entries; with more of them nothing new is taken
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Commits:
+    def __init__(self, catalogue: Catalogue, drives: Drives, wake: int) -> None:
+        """`wake`: an eventfd, written when there is something to collect."""
+        self._catalogue, self._drives, self._wake = catalogue, drives, wake
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalogue")
+        self._hurry: queue.SimpleQueue[None] = queue.SimpleQueue()  # ends the pause before a retry
+        self._entries: list[Entry] = []  # for the next commit
+        self._tickets: list[int] = []  # told when that commit is over
+        self._written: set[int] = set()  # numbers of drives to sync first
+        self._under_way: Future[tuple[str, bool]] | None = None
+        self._taken: tuple[list[Entry], list[int], set[int]] = ([], [], set())  # the same three, of the one under way
+        self.fault = ""  # of the last commit
+        self.lost = False  # the catalogue can't be written any more in this life
+        self.failed = 0  # commits
+
+    @property
+    def waiting(self) -> int:
+        return len(self._entries) + len(self._taken[0])
+
+    @property
+    def idle(self) -> bool:
+        return self._under_way is None and not self._entries and not self._tickets
+
+    def add(self, entry: Entry, drive: int | None = None) -> None:
+        """`drive`: where the bytes of a record are."""
+        if not self.lost:
+            self._entries.append(entry)
+        if drive is not None:
+            self._written.add(drive)
+
+    def tell(self, ticket: int) -> None:
+        """`turn` gives its Finished when all that was added so far is durable, or is not."""
+        self._tickets.append(ticket)
+
+    def turn(self) -> list[Finished]:
+        """Never blocks: collects the commit that is over, and begins the next."""
+        told: list[Finished] = []
+        if self._under_way is not None and self._under_way.done():
+            told = self._collect(*self._under_way.result())
+        if self.lost:
+            told += [Finished(ticket, self.fault) for ticket in self._tickets]
+            self._entries, self._tickets = [], []
+        elif self._under_way is None and not self.idle:
+            self._begin()
+        return told
+
+    def _begin(self) -> None:
+        self._taken = self._entries, self._tickets, self._written
+        self._entries, self._tickets, self._written = [], [], set()
+        pause_s = RETRY_S if self.fault else 0.0
+        self._under_way = self._thread.submit(self._commit, self._taken[0], self._taken[2], pause_s)
+        self._under_way.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
+
+    def _collect(self, fault: str, lost: bool) -> list[Finished]:
+        entries, tickets, written = self._taken
+        self._under_way, self._taken = None, ([], [], set())
+        self.fault, self.lost = fault, lost
+        if fault:
+            self.failed += 1
+            self._entries = entries + self._entries
+            self._written |= written
+        return [Finished(ticket, fault) for ticket in tickets]
+
+    def _commit(self, entries: list[Entry], written: set[int], pause_s: float) -> tuple[str, bool]:
+        """On the thread. Returns the fault, and whether the catalogue is lost with it."""
+        if pause_s:
+            with contextlib.suppress(queue.Empty):
+                self._hurry.get(timeout=pause_s)
+        if not entries:
+            return "", False
+        try:
+            reach("before_datasync")
+            self._drives.sync(written)
+            reach("before_commit")
+            self._catalogue.commit(entries)
+            reach("after_commit")
+        except LOST as error:
+            self._catalogue.quarantine(str(error))
+            return "io", True
+        except (lmdb.MapFullError, lmdb.DiskError):
+            return "full", False
+        except lmdb.Error:
+            return "io", False
+        except OSError as error:
+            return fault_of(error.errno), False
+        return "", False
+
+    def close(self) -> list[Finished]:
+        """Commits what waits, unless that fails. Then nothing is under way."""
+        told = self.turn()
+        for _ in range(2):  # the commit that is under way, then one for all that came meanwhile
+            if self._under_way is not None:
+                self._hurry.put(None)
+                wait([self._under_way])
+                told += self.turn()
+        self._hurry.put(None)
+        self._thread.shutdown()
+        return told
+
+
+def fault_of(number: int | None) -> str:
+    """The word of transfer.FAULTS for an errno."""
+    return "full" if number in FULL else "io"

@@ -1,0 +1,74 @@
+"""What the store orders from a tier below the arena, and what comes back. Pure.
+
+    Demote    arena slot -> place     a block's bytes are written
+    Promote   place -> arena slot     and read back, verified
+    Forget    places                  nothing in them is recovered after a restart; then they may be written again
+    Flush                             what was demoted so far survives a crash from here on
+    Remember  a namespace             its number and epoch are recovered after a restart
+
+A place is named like a slot: by its number, offset / SLOT_UNIT in the tier's own space. A tier that finds blocks by
+their keys ignores it.
+"""
+
+from dataclasses import dataclass
+
+from kvtier.block import BlockKey
+
+FAULTS: dict[str, str] = {
+    "corrupt": "the bytes are not those that were written; the block is gone",
+    "io": "the drive reported an error",
+    "full": "the filesystem or the catalogue has no room",
+    "closed": "the tier is closing",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Demote:
+    ticket: int
+    key: BlockKey
+    slot: int
+    place: int
+    size: int  # bytes: the whole slot
+    namespace: int  # its number
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    ticket: int
+    key: BlockKey
+    slot: int
+    place: int
+    size: int
+    checksum: int  # as Finished gave it when the block was demoted
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    ticket: int
+    first: int  # place
+    end: int  # the first place that is not meant
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    ticket: int
+    digest: bytes  # 32 bytes
+    namespace: int  # number
+    epoch: int
+
+
+Transfer = Demote | Promote | Forget | Flush | Remember
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    ticket: int
+    fault: str = ""  # one of FAULTS; empty when it is done
+    checksum: int = 0  # of a Demote
+    seconds: float = 0.0  # that the drive took

@@ -1,0 +1,35 @@
+"""Real bytes in the daemon's arena, written and read by tests in the place of an engine's worker."""
+
+import hashlib
+import mmap
+
+from kvtierd import SLOT, KVTierd, Worker
+
+from kvtier.block import KEY_BYTES, SLOT_UNIT
+
+
+class ArenaBytes:
+    """The arena of a running kvtierd, mapped as a worker of `engine` maps it."""
+
+    def __init__(self, daemon: KVTierd, engine: str) -> None:
+        self._worker = Worker(daemon.socket, engine)
+        self._map = mmap.mmap(self._worker.fds[0], self._worker.welcome.capacity)
+
+    def write(self, slot: int, content: bytes) -> None:
+        self._map[slot * SLOT_UNIT : slot * SLOT_UNIT + len(content)] = content
+
+    def read(self, slot: int, size: int = SLOT) -> bytes:
+        return self._map[slot * SLOT_UNIT : slot * SLOT_UNIT + size]
+
+    def close(self) -> None:
+        self._map.close()
+        self._worker.close()
+
+
+def content_of(key: bytes, size: int = SLOT) -> bytes:
+    """The bytes that a test's engine saves under this key: every byte depends on it."""
+    return hashlib.shake_128(key).digest(size)
+
+
+def keys_of(packed: bytes) -> list[bytes]:
+    return [packed[i : i + KEY_BYTES] for i in range(0, len(packed), KEY_BYTES)]

@@ -1,0 +1,77 @@
+"""Makers of tiers for the contract: each makes, reopens and crashes one kind of tier, and has the arena that it uses."""
+
+import mmap
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from kvtier.block import SLOT_UNIT
+from kvtier.tiers.nvme import NvmeTier
+
+MIB = 1024**2
+ARENA_BYTES = 64 * MIB
+DRIVE_BYTES = 32 * MIB
+
+
+class NvmeFactory:
+    """Makes NvmeTiers, one at a time, and the arena that they move bytes from and to."""
+
+    def __init__(self, drives: int = 1, io: str = "auto", **more) -> None:
+        self.drives, self.more = drives, {"io": io, **more}
+        self._arena = mmap.mmap(-1, ARENA_BYTES)
+        self._lives = 0
+
+    def make(self, folder: Path) -> NvmeTier:
+        self.folder = folder
+        return self._open()
+
+    def reopen(self, tier: NvmeTier) -> NvmeTier:
+        """As after SIGTERM."""
+        tier.close()
+        return self._open()
+
+    def crash(self, tier: NvmeTier) -> NvmeTier:
+        """As after `kill -9` at this moment: the new tier gets the files as they are, the former one writes elsewhere."""
+        self._lives += 1
+        former, self.folder = self.folder, self.folder.with_name(f"life{self._lives}")
+        for drive, path in enumerate(self._paths(former)):
+            self._paths(self.folder)[drive].mkdir(parents=True)
+            for file in sorted(path.iterdir(), key=lambda file: not file.name.startswith("catalogue")):
+                copy_at_rest(file, self._paths(self.folder)[drive] / file.name)
+        tier.close()
+        shutil.rmtree(former)
+        return self._open()
+
+    def memory(self, slot: int, size: int) -> memoryview:
+        return memoryview(self._arena)[slot * SLOT_UNIT : slot * SLOT_UNIT + size]
+
+    def flip_bit(self, tier: NvmeTier, place: int, offset: int) -> None:
+        """On the drive."""
+        extent, units = divmod(place, tier.extent_bytes // SLOT_UNIT)
+        row, drive = divmod(extent, tier.drives)
+        with (self._paths(self.folder)[drive] / "blocks").open("r+b") as blocks:
+            blocks.seek(row * tier.extent_bytes + units * SLOT_UNIT + offset)
+            (byte,) = blocks.read(1)
+            blocks.seek(-1, os.SEEK_CUR)
+            blocks.write(bytes([byte ^ 1]))
+
+    def _open(self) -> NvmeTier:
+        return NvmeTier(self._paths(self.folder), self.drives * DRIVE_BYTES, address_of(self._arena), **self.more)
+
+    def _paths(self, folder: Path) -> list[Path]:
+        return [folder / f"drive{number}" for number in range(self.drives)]
+
+
+def address_of(memory: mmap.mmap) -> int:
+    return np.frombuffer(memory, np.uint8).ctypes.data
+
+
+def copy_at_rest(file: Path, to: Path) -> None:
+    """A catalogue whose first pages (LMDB's meta pages) were the same before and after is one that a crash may leave."""
+    while True:
+        before = file.read_bytes()[: 2 * mmap.PAGESIZE]
+        shutil.copyfile(file, to)
+        if before == file.read_bytes()[: 2 * mmap.PAGESIZE] or not file.name.startswith("catalogue"):
+            return
