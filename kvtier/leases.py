@@ -155,11 +155,10 @@ class Leases:
 
     def _below(self, keys: bytes, slots: np.ndarray, slot_bytes: int, skip: int, is_chain: bool) -> list[Wanted]:
         """Marks in `slots` what only the tier below has. Returns what of it is to be staged."""
-        if self.lower is None or not len(self.lower.extents):
+        if self.lower is None or not len(self.lower.extents) or not len(slots):
             return []
         missing = np.flatnonzero(slots == ABSENT)
-        names = [keys[i * KEY_BYTES : (i + 1) * KEY_BYTES] for i in missing.tolist()]
-        places = self.lower.extents.find(b"".join(names))
+        places = self.lower.extents.find(np.frombuffer(keys, f"V{KEY_BYTES}")[missing].tobytes())
         is_below = places != ABSENT
         slots[missing[is_below]] = BELOW
         self.lower.extents.touch(places[is_below])
@@ -167,8 +166,8 @@ class Leases:
         holes = missing[~is_below & (missing >= skip)]
         end = int(holes[0]) if is_chain and len(holes) else len(slots)  # behind a hole nothing is of use
         return [
-            (position, key, place, slot_bytes)
-            for position, key, place in zip(missing.tolist(), names, places.tolist())
+            (position, keys[position * KEY_BYTES : (position + 1) * KEY_BYTES], place, slot_bytes)
+            for position, place in zip(missing.tolist(), places.tolist())
             if place != ABSENT and skip <= position < end
         ]
 

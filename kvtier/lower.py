@@ -59,6 +59,8 @@ class Lower:
             yield self._order(Forget(next(self._tickets), first, end))
         self._forget.clear()
         yield from self._drain(lambda ticket: self.demotions.next(ticket, now))
+        if any(isinstance(order, Remember) for order in self._under_way.values()):
+            return  # should it fail, blocks would be durable of a namespace that isn't, which is nothing
         for flush in self.demotions.awaited():
             order = Flush(next(self._tickets))
             self._flush_of[order.ticket] = flush

@@ -21,6 +21,7 @@ cancellation, and a lease has none.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -273,7 +274,7 @@ class BlockStore:
             if name in REPORTED and n > 0:
                 self.stats.add(name, n)
 
-    def snapshot(self, now: float) -> dict[str, object]:
+    def snapshot(self, now: float) -> dict[str, Any]:
         """Everything tier-stats shows, as JSON values. Bytes, seconds, counts."""
         engines = [
             {

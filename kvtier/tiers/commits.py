@@ -4,6 +4,9 @@ The calling thread owns everything here but two things that go to the thread wit
 Future: the entries of that commit, and the catalogue. Bytes are on the drives before their records: the thread syncs
 the drives first.
 
+A commit costs several syncs and some 40 KiB of writes, whatever it holds. So entries that nobody waits for are gathered
+for GATHER_S first.
+
 After a commit that failed its entries stay the first ones in line, and the same is tried again each RETRY_S. So order
 holds, and a record is late rather than lost. What waited for the commit is told at once; it may still be done later.
 A sync that failed is tried again too: what the drive then says it has, is there, and what it lost all the same fails
@@ -24,6 +27,7 @@ from kvtier.tiers.drives import Drives
 from kvtier.transfer import Finished
 
 RETRY_S = 1.0
+GATHER_S = 0.1
 WAITING_MAX = 65_536  # entries; with more of them nothing new is taken
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -33,7 +37,8 @@ class Commits:
         """`wake`: an eventfd, written when there is something to collect."""
         self._catalogue, self._drives, self._wake = catalogue, drives, wake
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalogue")
-        self._hurry: queue.SimpleQueue[None] = queue.SimpleQueue()  # ends the pause before a retry
+        self._hurry: queue.SimpleQueue[None] = queue.SimpleQueue()  # ends a pause
+        self._pause: Future[None] | None = None  # before the next commit
         self._entries: list[Entry] = []  # for the next commit
         self._tickets: list[int] = []  # told when that commit is over
         self._written: set[int] = set()  # numbers of drives to sync first
@@ -49,7 +54,7 @@ class Commits:
 
     @property
     def idle(self) -> bool:
-        return self._under_way is None and not self._entries and not self._tickets
+        return self._under_way is None and self._pause is None and not self._entries and not self._tickets
 
     def add(self, entry: Entry, drive: int | None = None) -> None:
         """`drive`: where the bytes of a record are."""
@@ -61,6 +66,8 @@ class Commits:
     def tell(self, ticket: int) -> None:
         """`turn` gives its Finished when all that was added so far is durable, or is not."""
         self._tickets.append(ticket)
+        if self._pause is not None and not self.fault:
+            self._hurry.put(None)
 
     def turn(self) -> list[Finished]:
         """Never blocks: collects the commit that is over, and begins the next."""
@@ -70,15 +77,32 @@ class Commits:
         if self.lost:
             told += [Finished(ticket, self.fault) for ticket in self._tickets]
             self._entries, self._tickets = [], []
-        elif self._under_way is None and not self.idle:
-            self._begin()
+        elif self._pause is not None:
+            if self._pause.done():
+                self._pause = None
+                self._begin()
+        elif self._under_way is None and (self._entries or self._tickets):
+            if self.fault or not self._tickets:
+                self._rest(RETRY_S if self.fault else GATHER_S)
+            else:
+                self._begin()
         return told
+
+    def _rest(self, seconds: float) -> None:
+        while not self._hurry.empty():  # of a pause that ended by itself
+            self._hurry.get()
+        self._pause = self._thread.submit(self._sleep, seconds)
+        self._pause.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
+
+    def _sleep(self, seconds: float) -> None:
+        """On the thread."""
+        with contextlib.suppress(queue.Empty):
+            self._hurry.get(timeout=seconds)
 
     def _begin(self) -> None:
         self._taken = self._entries, self._tickets, self._written
         self._entries, self._tickets, self._written = [], [], set()
-        pause_s = RETRY_S if self.fault else 0.0
-        self._under_way = self._thread.submit(self._commit, self._taken[0], self._taken[2], pause_s)
+        self._under_way = self._thread.submit(self._commit, self._taken[0], self._taken[2])
         self._under_way.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
 
     def _collect(self, fault: str, lost: bool) -> list[Finished]:
@@ -91,11 +115,8 @@ class Commits:
             self._written |= written
         return [Finished(ticket, fault) for ticket in tickets]
 
-    def _commit(self, entries: list[Entry], written: set[int], pause_s: float) -> tuple[str, bool]:
+    def _commit(self, entries: list[Entry], written: set[int]) -> tuple[str, bool]:
         """On the thread. Returns the fault, and whether the catalogue is lost with it."""
-        if pause_s:
-            with contextlib.suppress(queue.Empty):
-                self._hurry.get(timeout=pause_s)
         if not entries:
             return "", False
         try:
@@ -118,10 +139,11 @@ class Commits:
     def close(self) -> list[Finished]:
         """Commits what waits, unless that fails. Then nothing is under way."""
         told = self.turn()
-        for _ in range(2):  # the commit that is under way, then one for all that came meanwhile
-            if self._under_way is not None:
+        for _ in range(4):  # what is under way, a pause, a commit of all that came meanwhile, and of a Flush after it
+            waited_for = self._under_way or self._pause
+            if waited_for is not None:
                 self._hurry.put(None)
-                wait([self._under_way])
+                wait([waited_for])
                 told += self.turn()
         self._hurry.put(None)
         self._thread.shutdown()

@@ -73,6 +73,7 @@ class Drives:
 
     def _begin(self) -> None:
         """Goes on with the store that is there, or begins a new one."""
+        self._order_paths()
         formats, wrong = self._formats()
         if wrong:
             self._set_aside(wrong)
@@ -86,6 +87,14 @@ class Drives:
         self.store = bytes.fromhex(store)
         self.extents = self.capacity // self.extent_bytes
         self._extent_units = self.extent_bytes // SLOT_UNIT
+
+    def _order_paths(self) -> None:
+        """nvme.paths may name the folders of one store in any order."""
+        found = [_read_format(path / FORMAT) for path in self.paths]
+        numbers = {f.drive: path for f, path in zip(found, self.paths) if isinstance(f, Format)}
+        one_store = len({f.store for f in found if isinstance(f, Format)}) == 1
+        if one_store and sorted(numbers) == list(range(self.drives)):
+            self.paths = [numbers[drive] for drive in range(self.drives)]
 
     def _formats(self) -> tuple[list[Format], str]:
         """What the folders say, and what is wrong with it. Neither: all of them are new."""

@@ -124,17 +124,12 @@ def format_is_missing(paths: list[Path]) -> None:
     (paths[0] / "format").unlink()
 
 
-def swapped(paths: list[Path]) -> None:
-    paths.reverse()
-
-
 def a_drive_less(paths: list[Path]) -> None:
     paths.pop()
 
 
 DIFFERENT = [
-    garbage, not_an_object, wrong_types, odd_extents, newer_version, another_store, format_is_missing, swapped,
-    a_drive_less,
+    garbage, not_an_object, wrong_types, odd_extents, newer_version, another_store, format_is_missing, a_drive_less,
 ]  # fmt: skip
 
 
@@ -152,6 +147,12 @@ def test_what_does_not_fit_is_set_aside_and_a_new_store_begins(two, change):
     assert [file.read_bytes() for file in aside if file.name.startswith("catalogue.mdb")] == [b"former"]
     assert not any((path / "catalogue.mdb").exists() for path in two)
     assert opened(two).store == second.store
+
+
+def test_the_folders_of_a_store_may_be_named_in_any_order(two):
+    first = opened(two)
+    second = opened(two[::-1])
+    assert (second.store, second.paths, second.notes) == (first.store, two, [])
 
 
 def test_a_capacity_below_16_extents_a_drive_is_refused(two):

@@ -183,6 +183,15 @@ def test_a_flush_waits_for_a_write_of_a_block_that_stands_among_both_kinds(daemo
     assert daemon.store.flushed() == [(7, True)]
 
 
+def test_a_flush_waits_until_the_namespace_is_remembered(daemon):
+    daemon.store.reset("a", RED)
+    remember = daemon.start()
+    daemon.store.flush(7)
+    assert daemon.start() == []
+    daemon.finish(remember)
+    assert [type(order) for order in daemon.start()] == [Flush]
+
+
 # --- reads ---------------------------------------------------------------------------------------------------
 
 
