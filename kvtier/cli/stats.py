@@ -73,7 +73,7 @@ def _tiers(before: dict[str, Any], now: dict[str, Any]) -> Table:
 
 def _drives(nvme: dict[str, Any]) -> Table:
     """The NVMe tier's drives: how they are used, and how long they last."""
-    table = _table("nvme", "state", "I/O", "to write", "writes a day", "budget a day", "budget left", "days of life")
+    table = _table("drives", "state", "I/O", "to write", "writes a day", "budget a day", "budget left", "days of life")
     life = nvme["days_of_life"]
     table.add_row(
         ", ".join(drive["path"] for drive in nvme["drives"])[:40],

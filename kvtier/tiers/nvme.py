@@ -31,7 +31,7 @@ from kvtier.tiers.commits import RETRY_S, WAITING_MAX, Commits, fault_of
 from kvtier.tiers.drives import CATALOGUE, Drives
 from kvtier.transfer import Demote, Finished, Flush, Promote, Transfer
 
-IO_DEPTH, IO_THREADS = 8, 2  # transfers that the drives have at once; threads that compute checksums
+IO_DEPTH, IO_THREADS = 12, 2  # transfers that the drives have at once; threads that compute checksums
 _CLOSE_WAIT_S = 1.0
 
 

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chat import BLOCK, Chat, nvme_settings
 from kvtierd import PATIENCE_S, SLOT, Engine, KVTierd, Worker, some_keys
 
-from kvtier import __version__, protocol
+from kvtier import __version__, observer, protocol
 from kvtier.errors import DaemonError
 from kvtier.observer import ask
 from kvtier.stats import COUNTERS
@@ -96,6 +97,20 @@ def test_tier_stats_is_kvtier_stats(busy):
 def test_an_idle_daemon_says_that_no_engine_is_connected(tmp_path):
     with KVTierd(tmp_path) as daemon:
         assert "none is connected" in run("kvtier", "stats", "-1", "--socket", daemon.socket).stdout
+
+
+def test_stats_show_the_drives_what_was_refused_and_how_long_they_last(tmp_path):
+    with KVTierd(tmp_path, nvme_settings(tmp_path, nvme_endurance_dwpd=2)) as daemon, Chat(daemon) as chat:
+        chat.save(some_keys(4))
+        assert observer.flush(daemon.socket, PATIENCE_S)
+        nvme = daemon.snapshot()["tiers"]["nvme"]
+        shown = run("kvtier", "stats", "-1", "--socket", daemon.socket).stdout
+    assert nvme["written_bytes"] == 4 * BLOCK and nvme["durable_blocks"] == 4
+    rated = nvme["budget_bytes_per_day"]
+    assert nvme["days_of_life"] == pytest.approx(rated * 5 * 365 / nvme["written_bytes_per_day"], rel=0.01)
+    assert row(shown, "nvme")[1:4] == ["128", "MiB", "4"]
+    (drives,) = [line for line in shown.splitlines() if line.startswith(str(tmp_path / "nvme")[:40])]
+    assert " good " in drives and nvme["io"] in drives
 
 
 def test_json_is_one_object_with_everything(busy):

@@ -1,65 +1,22 @@
 """The NVMe tier through the socket, with real bytes: what leaves RAM comes back, after a restart too, or not at all."""
 
-import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arena_bytes import ArenaBytes, content_of, keys_of
-from kvtierd import Engine, KVTierd, eventually, some_keys
+from chat import BLOCK, Chat, nvme_settings
+from kvtierd import KVTierd, eventually, some_keys
 
 from kvtier import observer, protocol
 from kvtier.block import ABSENT, BELOW, KEY_BYTES, unpack_slots
 
 MIB = 1024**2
-BLOCK = MIB
-NAMES = itertools.count()
-
-
-def settings(folder: Path, **more: object) -> dict[str, object]:
-    named = {name.replace("_", ".", 1): value for name, value in more.items()}
-    return {"cpu.capacity": "32 MiB", "nvme.paths": folder / "nvme", "nvme.capacity": "128 MiB",
-            "nvme.endurance_dwpd": 1000, **named}  # fmt: skip
-
-
-class Chat:
-    """An engine with one worker, whose blocks are of real bytes."""
-
-    def __init__(self, daemon: KVTierd, model: str = "model", lend: int = 8) -> None:
-        name = f"engine {next(NAMES)}"
-        self.daemon = daemon
-        self.engine = Engine(daemon.socket, name, block_bytes=BLOCK, lend=lend, model=model)
-        self.arena = ArenaBytes(daemon, name)
-
-    def __enter__(self) -> "Chat":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.engine.close()
-        self.arena.close()
-
-    def save(self, packed: bytes) -> None:
-        """As many at a time as slots are lent."""
-        for key in keys_of(packed):
-            while not self.engine.lent:
-                self.engine.lent += unpack_slots(self.engine.hear(protocol.Lend).slots).tolist()
-            self.arena.write(self.engine.lent[0], content_of(key, BLOCK))
-            self.engine.save(key)
-
-    def load(self, packed: bytes) -> int:
-        """How many were found, from the first on; what was found must be right."""
-        slots = self.engine.lookup(packed)
-        for key, slot in zip(keys_of(packed), slots, strict=True):
-            if slot < BELOW:
-                assert self.arena.read(slot, BLOCK) == content_of(key, BLOCK), "wrong bytes were served"
-        self.engine.release(len(slots))
-        return next((i for i, slot in enumerate(slots) if slot >= BELOW), len(slots))
 
 
 @pytest.fixture
 def kvtierd(tmp_path: Path) -> Iterator[KVTierd]:
-    with KVTierd(tmp_path, settings(tmp_path)) as daemon:
+    with KVTierd(tmp_path, nvme_settings(tmp_path)) as daemon:
         yield daemon
 
 
@@ -168,7 +125,7 @@ def test_two_engines_that_want_the_same_block_cause_one_read(kvtierd):
 
 
 def test_blocks_used_once_are_not_written_when_endurance_is_short(tmp_path):
-    with KVTierd(tmp_path, settings(tmp_path, nvme_endurance_dwpd=0)) as daemon, Chat(daemon) as chat:
+    with KVTierd(tmp_path, nvme_settings(tmp_path, nvme_endurance_dwpd=0)) as daemon, Chat(daemon) as chat:
         chat.save(some_keys(10))
         flush(daemon)
         assert daemon.counter("demoted_blocks") == 0
@@ -190,7 +147,7 @@ def test_the_drive_holds_no_more_than_its_capacity(kvtierd, tmp_path):
 
 
 def test_a_lookup_is_answered_in_time_though_the_drive_is_slow(tmp_path):
-    with KVTierd(tmp_path, settings(tmp_path, nvme_stage_deadline_ms=1)) as daemon, Chat(daemon) as chat:
+    with KVTierd(tmp_path, nvme_settings(tmp_path, nvme_stage_deadline_ms=1)) as daemon, Chat(daemon) as chat:
         keys = some_keys(60)
         chat.save(keys)
         flush(daemon)
@@ -228,12 +185,12 @@ def test_a_folder_that_another_daemon_uses_is_refused_with_the_reason(kvtierd, t
     other = tmp_path / "other"
     other.mkdir()
     with pytest.raises(AssertionError, match="in use by another kvtierd"):
-        KVTierd(other, {**settings(tmp_path), "server.socket": other / "sock"}).start()
+        KVTierd(other, {**nvme_settings(tmp_path), "server.socket": other / "sock"}).start()
 
 
 def test_a_capacity_that_the_drive_has_not_is_refused_with_the_cure(tmp_path):
     with pytest.raises(AssertionError, match=r"lower nvme\.capacity"):
-        KVTierd(tmp_path, settings(tmp_path, nvme_capacity="200 TiB")).start()
+        KVTierd(tmp_path, nvme_settings(tmp_path, nvme_capacity="200 TiB")).start()
 
 
 def test_slots_are_as_free_as_before_when_all_is_over(kvtierd):

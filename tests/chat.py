@@ -1,0 +1,53 @@
+"""An engine for tests whose blocks are of real bytes: what it loads must be what it saved."""
+
+import itertools
+from pathlib import Path
+
+from arena_bytes import ArenaBytes, content_of, keys_of
+from kvtierd import Engine, KVTierd
+
+from kvtier import protocol
+from kvtier.block import BELOW, unpack_slots
+
+BLOCK = 1024**2
+NAMES = itertools.count()
+
+
+def nvme_settings(folder: Path, **more: object) -> dict[str, object]:
+    named = {name.replace("_", ".", 1): value for name, value in more.items()}
+    return {"cpu.capacity": "32 MiB", "nvme.paths": folder / "nvme", "nvme.capacity": "128 MiB",
+            "nvme.endurance_dwpd": 1000, **named}  # fmt: skip
+
+
+class Chat:
+    """An engine with one worker, whose blocks are of real bytes."""
+
+    def __init__(self, daemon: KVTierd, model: str = "model", lend: int = 8) -> None:
+        name = f"engine {next(NAMES)}"
+        self.daemon = daemon
+        self.engine = Engine(daemon.socket, name, block_bytes=BLOCK, lend=lend, model=model)
+        self.arena = ArenaBytes(daemon, name)
+
+    def __enter__(self) -> "Chat":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.close()
+        self.arena.close()
+
+    def save(self, packed: bytes) -> None:
+        """As many at a time as slots are lent."""
+        for key in keys_of(packed):
+            while not self.engine.lent:
+                self.engine.lent += unpack_slots(self.engine.hear(protocol.Lend).slots).tolist()
+            self.arena.write(self.engine.lent[0], content_of(key, BLOCK))
+            self.engine.save(key)
+
+    def load(self, packed: bytes) -> int:
+        """How many were found, from the first on; what was found must be right."""
+        slots = self.engine.lookup(packed)
+        for key, slot in zip(keys_of(packed), slots, strict=True):
+            if slot < BELOW:
+                assert self.arena.read(slot, BLOCK) == content_of(key, BLOCK), "wrong bytes were served"
+        self.engine.release(len(slots))
+        return next((i for i, slot in enumerate(slots) if slot >= BELOW), len(slots))
