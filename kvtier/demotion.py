@@ -77,11 +77,10 @@ class Demotions:
         self._used_again[slot] = True
 
     def forgotten(self, keys: list[BlockKey]) -> None:
-        """Their extent was reclaimed. What is in RAM and was used again deserves another place."""
-        slots = self._ram.index.find(b"".join(keys)) if keys else ()
-        for key, slot in zip(keys, slots):
-            if slot != ABSENT and self._used_again[slot]:
-                self._queue(self._again, key)
+        """Their extent was reclaimed. What of it is in RAM gets another place when it is used once more; not before, or
+        drives that are smaller than RAM would write the same blocks in turn for ever."""
+        slots = self._ram.index.find(b"".join(keys)) if keys else np.empty(0, np.uint32)
+        self._used_again[slots[slots != ABSENT]] = False
 
     def _queue(self, candidates: deque[BlockKey], key: BlockKey) -> None:
         if key in self._extents or key in self._keys:
@@ -103,8 +102,7 @@ class Demotions:
                 if slot == ABSENT and key not in self._extents:
                     self._stats.add("unwritten_blocks")
                 candidates.popleft()
-                if key not in self._keys:  # saved, then used again: the write that is under way decides
-                    self._handled(key)
+                self._handled(key)
                 continue
             size = self._ram.slots.size_of(slot)
             if self._bytes and self._bytes + size > self._bytes_max:
@@ -175,7 +173,7 @@ class Demotions:
         return done
 
     def _handled(self, key: BlockKey) -> None:
-        """Nothing more is done for it: but what is being written isn't, even if it stood among both kinds."""
+        """It was written, refused or has gone. If it stood among both kinds, the write that is under way decides."""
         if key not in self._keys:
             for keys in self._awaited.values():
                 keys.discard(key)

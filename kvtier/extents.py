@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtier.block import KEY_BYTES, SLOT_UNIT, BlockKey
+from kvtier.block import KEY_BYTES, SLOT_UNIT, BlockKey, unpack_keys
 from kvtier.index import DictTable, Table
 
 EXTENT_BYTES_MIN, EXTENT_BYTES_MAX = 2 * 1024**2, 256 * 1024**2
@@ -148,13 +148,11 @@ class Extents:
 
     def drop_namespace(self, namespace: int) -> int:
         """Forget its blocks; returns how many."""
-        dropped = 0
-        for number, extent in enumerate(self._extents):
-            rows = extent.rows + np.flatnonzero(self._namespace[self._rows_of(extent)] == namespace)
-            for row in rows.tolist():
-                self.drop(number * self._units + (row - extent.rows) * (extent.size // SLOT_UNIT))
-            dropped += len(rows)
-        return dropped
+        return sum(
+            len(self._clear(extent, self._namespace[self._rows_of(extent)] == namespace))
+            for extent in self._extents
+            if extent.blocks
+        )
 
     def hold(self, place: int) -> None:
         """Its extent is not reclaimed until `let_go`: it is being read."""
@@ -183,15 +181,10 @@ class Extents:
         extent = self._extents[number]
         if number in open_:
             self._open[extent.size].remove(number)
-        rows = extent.rows + np.flatnonzero(self._namespace[self._rows_of(extent)] != _DEAD)
-        keys = [self._keys[row].tobytes() for row in rows.tolist()]
-        for key in keys:
-            self._table.remove(key)
-        self._namespace[rows] = _DEAD
-        self.used_bytes -= extent.blocks * extent.size
-        extent.blocks, extent.leaving = 0, True
+        keys = self._clear(extent, self._namespace[self._rows_of(extent)] != _DEAD)
+        extent.leaving = True
         self._leaving += 1
-        return number * self._units, (number + 1) * self._units, keys
+        return number * self._units, (number + 1) * self._units, unpack_keys(keys.tobytes())
 
     def freed(self, first: int) -> None:
         """The tier has forgotten the extent that begins at this place."""
@@ -249,6 +242,16 @@ class Extents:
                 self._open.setdefault(extent.size, deque()).append(number)
 
     # --- how -------------------------------------------------------------------------------------------------
+
+    def _clear(self, extent: _Extent, which: np.ndarray) -> np.ndarray:
+        """Forget blocks of one extent; `which`: bool, one a row of it. Returns their keys."""
+        rows = extent.rows + np.flatnonzero(which)
+        keys = self._keys[rows]
+        self._table.remove_many(keys.tobytes())
+        self._namespace[rows] = _DEAD
+        extent.blocks -= len(rows)
+        self.used_bytes -= len(rows) * extent.size
+        return keys
 
     def _size_at(self, place: int) -> int:
         return self._extents[place // self._units].size

@@ -25,6 +25,7 @@ class Table(Protocol):
     def add(self, key: BlockKey, slot: int) -> None: ...
     def remove(self, key: BlockKey) -> int: ...
     def add_many(self, keys: bytes, slots: np.ndarray) -> np.ndarray: ...  # bool[n]: False where it was there already
+    def remove_many(self, keys: bytes) -> np.ndarray: ...  # uint32[n]: what each had
 
 
 class DictTable(dict[BlockKey, int]):
@@ -43,6 +44,9 @@ class DictTable(dict[BlockKey, int]):
             added.append(key not in self)
             self.setdefault(key, slot)
         return np.array(added, dtype=bool)
+
+    def remove_many(self, keys: bytes) -> np.ndarray:
+        return np.array([self.pop(key, ABSENT) for key in unpack_keys(keys)], dtype=SLOT_TYPE)
 
 
 class Index:

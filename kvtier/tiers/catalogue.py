@@ -78,7 +78,16 @@ class Unreadable(Exception):
 
 
 class Catalogue:
-    def __init__(self, path: Path, store: bytes, extents: int, extent_units: int, map_bytes_max: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        store: bytes,
+        extents: int,
+        extent_units: int,
+        map_bytes_max: int = 0,
+        *,
+        store_is_new: bool = True,
+    ) -> None:
         """Takes what survived into `recovered` and begins a fresh file with it. `store`: 16 bytes that name the store
         whose places are meant; `map_bytes_max`: how large the file may grow, 0 for enough. DaemonError: the former file
         can't be looked at, or no fresh one written."""
@@ -91,7 +100,7 @@ class Catalogue:
         self._map_bytes = min(self._map_bytes, self.map_bytes_max)
         self._env: lmdb.Environment | None = None
         try:
-            self.root, records, remembered = self._survivors()
+            self.root, records, remembered = self._survivors(store_is_new)
             self._rebuild(records, remembered)
         except (lmdb.Error, OSError) as error:
             self.close()
@@ -101,18 +110,29 @@ class Catalogue:
 
     # --- start -----------------------------------------------------------------------------------------------
 
-    def _survivors(self) -> tuple[bytes, np.ndarray, dict[bytes, tuple[int, int]]]:
+    def _survivors(self, store_is_new: bool) -> tuple[bytes, np.ndarray, dict[bytes, tuple[int, int]]]:
         """The root secret, the good records, the namespaces. All new and empty where the file is no good."""
         if self.path.exists():
             try:
-                tables = _read(self.path)
-                root = self._root(tables[META])
+                tables, root = self._tables()
             except Unreadable as problem:
                 self.quarantine(str(problem))
             else:
                 remembered = _remembered(tables[REMEMBERED])
                 return root, self._good_records(tables[RECORDS], remembered), remembered
+        elif not store_is_new:
+            self.quarantined += 1
+            self.notes.append(f"{self.path} is missing: what lies on the drives is forgotten")
         return secrets.token_bytes(SECRET_BYTES), np.empty(0, RECORD), {}
+
+    def _tables(self) -> tuple[dict[bytes, "Table"], bytes]:
+        """All that is in the file, and the root secret. A drive may fail once: a second look decides."""
+        try:
+            tables = _read(self.path)
+            return tables, self._root(tables[META])
+        except Unreadable:
+            tables = _read(self.path)
+            return tables, self._root(tables[META])
 
     def _root(self, table: "Table") -> bytes:
         if not (rows := table.proven()):

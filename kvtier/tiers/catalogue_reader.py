@@ -21,7 +21,7 @@ DAMAGED = 3  # exit status: LMDB says that the file is no good
 
 
 def rows_of(env: lmdb.Environment, table: bytes, limit: int) -> tuple[list[bytes], int]:
-    """The rows that have the right size, at most `limit`, and how many have not."""
+    """The rows that have the right size, at most `limit`; how many have not, or should be there and are not."""
     try:
         opened = env.open_db(table, create=False)
     except lmdb.NotFoundError:
@@ -29,8 +29,9 @@ def rows_of(env: lmdb.Environment, table: bytes, limit: int) -> tuple[list[bytes
     key_bytes, value_bytes = TABLES[table]
     with env.begin() as txn:
         found = list(itertools.islice(txn.cursor(opened), limit))
+        entries: int = txn.stat(opened)["entries"]
     rows = [key + value for key, value in found if len(key) == key_bytes and len(value) == value_bytes]
-    return rows, len(found) - len(rows)
+    return rows, min(max(entries, len(found)), limit) - len(rows)
 
 
 def main(path: str) -> None:

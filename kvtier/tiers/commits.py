@@ -140,11 +140,9 @@ class Commits:
         """Commits what waits, unless that fails. Then nothing is under way."""
         told = self.turn()
         for _ in range(4):  # what is under way, a pause, a commit of all that came meanwhile, and of a Flush after it
-            waited_for = self._under_way or self._pause
-            if waited_for is not None:
-                self._hurry.put(None)
-                wait([waited_for])
-                told += self.turn()
+            self._hurry.put(None)
+            wait([future for future in (self._under_way, self._pause) if future is not None])
+            told += self.turn()
         self._hurry.put(None)
         self._thread.shutdown()
         return told

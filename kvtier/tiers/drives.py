@@ -84,7 +84,7 @@ class Drives:
                 reach("format_written")
         else:
             store, self.extent_bytes = formats[0].store, formats[0].extent_bytes
-        self.store = bytes.fromhex(store)
+        self.store, self.is_new = bytes.fromhex(store), bool(wrong or not formats)
         self.extents = self.capacity // self.extent_bytes
         self._extent_units = self.extent_bytes // SLOT_UNIT
 

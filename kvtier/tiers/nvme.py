@@ -51,7 +51,12 @@ class NvmeTier:
         self.rated_bytes = files.rated_bytes
         try:
             self._catalogue = Catalogue(
-                files.paths[0] / CATALOGUE, files.store, files.extents, files.extent_bytes // SLOT_UNIT, map_bytes_max
+                files.paths[0] / CATALOGUE,
+                files.store,
+                files.extents,
+                files.extent_bytes // SLOT_UNIT,
+                map_bytes_max,
+                store_is_new=files.is_new,
             )
         except DaemonError:
             files.close()

@@ -155,6 +155,11 @@ def test_the_folders_of_a_store_may_be_named_in_any_order(two):
     assert (second.store, second.paths, second.notes) == (first.store, two, [])
 
 
+def test_a_store_knows_whether_it_is_new(two):
+    assert opened(two).is_new
+    assert not opened(two).is_new
+
+
 def test_a_capacity_below_16_extents_a_drive_is_refused(two):
     with pytest.raises(DaemonError, match=r"nvme\.capacity = .* is too small: at least 64 MiB"):
         Drives(two, 2 * DRIVE_BYTES - 1)

@@ -62,6 +62,16 @@ def raising(error: Exception) -> Callable[..., None]:
     return fail
 
 
+def test_a_catalogue_that_was_removed_is_missed(caller):
+    caller.demote(A, 0, content=1)
+    caller.flush()
+    caller.tier.close()
+    (caller.tier._files.paths[0] / "catalogue.mdb").unlink()
+    assert keys_of(caller.reopen()) == []
+    assert caller.tier.state()["quarantined"] == 1
+    assert any("catalogue.mdb is missing" in note for note in caller.tier.notes)
+
+
 # --- the drive -----------------------------------------------------------------------------------------------
 
 
@@ -203,8 +213,21 @@ class Gate:
             self._open.put(None)
 
 
+def test_records_that_nobody_waits_for_are_gathered(caller, monkeypatch):
+    monkeypatch.setattr(commits, "GATHER_S", 60.0)
+    gate = Gate(caller, monkeypatch)
+    gate.open()
+    for n in range(50):
+        caller.demote(key_of(n), n)
+    assert gate.passed == 0
+    caller.flush()
+    assert gate.passed == 1
+
+
 def test_what_comes_during_a_commit_shares_the_next(caller, monkeypatch):
     gate = Gate(caller, monkeypatch)
+    caller.demote(key_of(50), 50)
+    caller.start(Flush(caller.ticket()))
     for n in range(50):
         caller.demote(key_of(n), n)  # none waits for the catalogue
     gate.open()
