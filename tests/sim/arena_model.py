@@ -39,6 +39,16 @@ class ArenaModel:
             if whole:
                 self._holds[unit] = (meaning, unit - slot)
 
+    def end_fill(self, who: str, slot: int, content: list | None) -> None:
+        """A write of whole units is over; None: it failed and left nobody's content."""
+        self.changes += 1
+        for unit in [unit for unit, writer in enumerate(self._writer) if writer == who]:
+            self._writer[unit] = ""
+            self._holds[unit] = content[unit - slot] if content else None
+
+    def content(self, units: list[int]) -> list:
+        return [self._holds[unit] for unit in units]
+
     def begin_read(self, units: list[int]) -> list[int]:
         """Returns what `end_read` wants to see again."""
         for unit in units:

@@ -1,6 +1,6 @@
 import pytest
 
-SEEDS = 200
+SEEDS = 120
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

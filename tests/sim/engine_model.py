@@ -12,15 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvtier.block import ABSENT, BlockKey, block_key, namespace_secret, private_secret
+from kvtier.block import ABSENT, BELOW, BlockKey, block_key, namespace_secret, private_secret
 
-from .arena_model import Meaning, part_of
+from .arena_model import ArenaModel, Meaning, part_of
 
 if TYPE_CHECKING:
     from .simulation import Namespace, Simulation
 
 ROOT = b"the daemon's root"
-CONVERSATIONS, BLOCKS_MAX = 5, 6
+CONVERSATIONS, CONVERSATIONS_WITH_DRIVES, BLOCKS_MAX = 5, 9, 6
 BUSY_UNTIL = 10.0  # simulated seconds in which engines begin requests and come back
 
 
@@ -51,6 +51,7 @@ class Job:
 
     request: Request
     name: str
+    arena: ArenaModel  # it copies in this one, even when the daemon has died and another has its own
     loads: bool
     slots: list[int]
     keys: list[BlockKey]
@@ -67,6 +68,7 @@ class EngineModel:
     namespace: Namespace
     state: str = "away"
     stay: int = 0  # which life this is
+    is_chain: bool = True
     wish: int = 0  # lent slots, when it is not resting
     token: bytes = b""  # private since a reset; a process that dies takes it along
     reset_due: bool = False  # it was reset while away
@@ -94,7 +96,8 @@ class EngineModel:
         self.stay += 1
         self.state, self.heard = "up", True
         self.wish = self.sim.random.choice((1, 2, 4, 9))
-        epoch = self.sim.join(self.name, self.namespace, self.wish)
+        self.is_chain = self.sim.chance(0.7)
+        epoch = self.sim.join(self.name, self.namespace, self.wish, self.is_chain)
         self.shared_secret = namespace_secret(ROOT, self.namespace.digest, epoch)
         self.secret = private_secret(self.shared_secret, self.token) if self.token else self.shared_secret
         # Engines of one epoch run the same weights; one that was reset has some of its own.
@@ -106,13 +109,13 @@ class EngineModel:
     def _tick(self) -> None:
         if self.sim.now > BUSY_UNTIL:
             return
-        self._later(0.1, "ticks", self._tick)
+        self._later(0.1 if self.sim.drives is None else 0.06, "ticks", self._tick)
         luck = self.sim.random.random()
         if luck < 0.92:
             self._begin_request()
         elif luck < 0.95:
             self._rest()
-        elif luck < 0.965:
+        elif luck < (0.965 if self.sim.drives is None else 0.951):
             self.reset_cache()
         elif luck < 0.985:
             self.crash()
@@ -142,14 +145,26 @@ class EngineModel:
 
     def _fall_silent(self) -> None:
         self.sim.leaving(self.name)
-        self._over()
+        self._over(self.sim.life)
 
-    def _over(self) -> None:
-        """The daemon has heard the end of the scheduler; the rest is heard when no worker copies."""
-        if self.copies and self.sim.habits.leaves_when_copies_are_over:
-            self.sim.after(0.02, f"{self.name} drains", self._over)
+    def on_daemon_died(self) -> None:
+        """Its slots and leases mean nothing any more. It comes back when its workers have finished."""
+        if self.state != "away":
+            self.state = "draining"
+            self.open.clear()
+            self.jobs.clear()
+            self.lent = []
+            self._over(0)
+
+    def _over(self, life: int) -> None:
+        """The daemon has heard the end of the scheduler; the rest is heard when no worker copies. 0: it has died."""
+        if life not in (0, self.sim.life):
             return
-        self.sim.leave(self.name)
+        if self.copies and self.sim.habits.leaves_when_copies_are_over:
+            self.sim.after(0.02, f"{self.name} drains", lambda: self._over(life))
+            return
+        if life:
+            self.sim.leave(self.name)
         self.state = "away"
         if self.sim.now < BUSY_UNTIL:
             self.sim.after(self.sim.delay(0.5), f"{self.name} comes back", self.start)
@@ -213,7 +228,8 @@ class EngineModel:
             self._later(0.05, f"aborts lease {request.lease}", lambda: self._abort(request))
 
     def _some_blocks(self) -> Request:
-        conversation = min(self.sim.random.randrange(CONVERSATIONS) for _ in range(2))  # some are talked to more
+        conversations = CONVERSATIONS if self.sim.drives is None else CONVERSATIONS_WITH_DRIVES
+        conversation = min(self.sim.random.randrange(conversations) for _ in range(2))  # some are talked to more
         numbers = list(range(self.sim.random.randint(1, BLOCKS_MAX)))
         if self.sim.chance(0.05):
             numbers += numbers[:2]
@@ -224,13 +240,24 @@ class EngineModel:
         return Request(keys, meanings)
 
     def _ask(self, request: Request) -> None:
-        answer = self.sim.lookup(self.name, request.lease, request.keys, request.meanings)
-        self._later(0.02, f"hears lease {request.lease}: {answer}", lambda: self._on_answer(request, answer))
+        skip = self.sim.random.choice((0, 0, 0, len(request.keys) // 2, len(request.keys)))
+        answer = self.sim.lookup(self.name, request.lease, request.keys, skip)
+        if answer is not None:
+            self.on_answer(request.lease, answer)
+        elif self.sim.chance(0.15):
+            mate = self.sim.random.choice([other for other in self.sim.engines if other.namespace is self.namespace])
+            self._later(0.02, f"waits, {mate.name} resets", lambda: mate.state == "up" and mate.reset_cache())
 
-    def _on_answer(self, request: Request, answer: list[int]) -> None:
+    def on_answer(self, lease: int, answer: list[int]) -> None:
+        """At once, or after the lookup had to wait."""
+        if request := self.open.get(lease):
+            self.sim.must_answer(answer, request.keys)
+            self._later(0.02, f"hears lease {lease}: {answer}", lambda: self._use(request, answer))
+
+    def _use(self, request: Request, answer: list[int]) -> None:
         if request.lease not in self.open:
             return
-        here = [i for i, slot in enumerate(answer) if slot != ABSENT]
+        here = [i for i, slot in enumerate(answer) if slot < BELOW]
         absent = [i for i, slot in enumerate(answer) if slot == ABSENT]
         if not here or self.sim.chance(0.1):
             self._release(request, 0)
@@ -269,7 +296,7 @@ class EngineModel:
     def _job(self, request: Request, loads: bool, which: list[int], slots: list[int]) -> Job:
         keys, meanings = [request.keys[i] for i in which], [request.meanings[i] for i in which]
         name = f"{self.name}'s {'load' if loads else 'save'} {slots}"
-        job = Job(request, name, loads, slots, keys, meanings, self.namespace.ranks)
+        job = Job(request, name, self.sim.arena, loads, slots, keys, meanings, self.namespace.ranks)
         self.jobs.append(job)
         return job
 
@@ -280,12 +307,12 @@ class EngineModel:
     def _read(self, job: Job, rank: int) -> None:
         parts = [part_of(slot, self.namespace.units, rank, self.namespace.ranks) for slot in job.slots]
         for part, slot, meaning in zip(parts, job.slots, job.meanings, strict=True):
-            assert self.sim.arena.is_right(part, slot, meaning), f"{job.name} would read what is not {meaning}"
-        seen = [self.sim.arena.begin_read(part) for part in parts]
+            assert job.arena.is_right(part, slot, meaning), f"{job.name} would read what is not {meaning}"
+        seen = [job.arena.begin_read(part) for part in parts]
 
         def end() -> None:
             for part, writes in zip(parts, seen, strict=True):
-                self.sim.arena.end_read(part, writes)
+                job.arena.end_read(part, writes)
             self._done(job, failed=self.sim.chance(0.03))
 
         self.sim.after(self.sim.delay(0.1), f"{job.name} ends, rank {rank}", end)
@@ -294,12 +321,12 @@ class EngineModel:
         parts = [part_of(slot, self.namespace.units, rank, self.namespace.ranks) for slot in job.slots]
         who = f"{job.name}, rank {rank},"
         for part in parts:
-            self.sim.arena.begin_write(who, part)
+            job.arena.begin_write(who, part)
 
         def end() -> None:
             failed = self.sim.chance(0.05)
             for part, slot, meaning in zip(parts, job.slots, job.meanings, strict=True):
-                self.sim.arena.end_write(who, part, slot, meaning, whole=not failed)
+                job.arena.end_write(who, part, slot, meaning, whole=not failed)
             self._done(job, failed)
 
         self.sim.after(self.sim.delay(0.1), f"{job.name} ends, rank {rank}", end)
@@ -339,8 +366,13 @@ class EngineModel:
     def _say(self, what: str, action: Callable[[], None], always: bool = False) -> None:
         """To the daemon: late, in order."""
         self._wire_free_at = max(self.sim.now + self.sim.delay(0.01), self._wire_free_at)
-        heard = action if always else lambda: action() if self.heard else None
-        self.sim.at(self._wire_free_at, f"{self.name} {what}", heard)
+        life = self.sim.life
+
+        def unless_dead() -> None:
+            if self.sim.life == life and (always or self.heard):
+                action()
+
+        self.sim.at(self._wire_free_at, f"{self.name} {what}", unless_dead)
 
     def _later(self, seconds: float, what: str, action: Callable[[], None]) -> None:
         """Within this stay."""

@@ -5,12 +5,18 @@ common hardly share a bug. The store is free in one thing only, which of several
 what was lent, and judges it.
 """
 
+from __future__ import annotations
+
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kvtier.arena import slab_bytes_for
-from kvtier.block import ABSENT, SLOT_UNIT, BlockKey, slot_bytes_for
+from kvtier.block import ABSENT, BELOW, SLOT_UNIT, BlockKey, slot_bytes_for
+
+if TYPE_CHECKING:
+    from .expected_below import ExpectedBelow
 
 
 @dataclass
@@ -19,6 +25,7 @@ class Joined:
     size: int
     wish: int
     wish_max: int
+    is_chain: bool
     hungry: bool = True
 
 
@@ -33,7 +40,10 @@ class Expected:
         # A taken slot is in exactly one of these:
         self.lent: dict[int, str] = {}
         self.blocks: dict[int, tuple[BlockKey, bytes]] = {}  # key, namespace
-        self.dropped: set[int] = set()  # while leased
+        self.dropped: set[int] = set()  # while leased, or being written to a drive
+        self.staged: set[int] = set()  # being read from a drive
+        self.pins_by_writes: Counter[int] = Counter()
+        self.below: ExpectedBelow | None = None
         self.stamps: dict[int, int] = {}  # slot of a block -> when it was used; the lowest is to go first
         self.uses = 0
         self.closing: int | None = None  # a slab
@@ -42,9 +52,11 @@ class Expected:
 
     # --- events, as BlockStore has them ----------------------------------------------------------------------
 
-    def join(self, engine: str, namespace: bytes, block_bytes: int, lend: int) -> tuple[int, int]:
+    def join(self, engine: str, namespace: bytes, block_bytes: int, lend: int, is_chain: bool) -> tuple[int, int]:
         size = slot_bytes_for(block_bytes)
-        self.engines[engine] = Joined(namespace, size, max(1, lend), max(1, lend))
+        self.engines[engine] = Joined(namespace, size, max(1, lend), max(1, lend), is_chain)
+        if self.below is not None:
+            self.below.knows(namespace)
         return self.resets[namespace], self.target_of(engine)
 
     def want(self, engine: str, slots: int) -> None:
@@ -53,12 +65,16 @@ class Expected:
 
     def leaving(self, engine: str) -> None:
         self.engines[engine].wish = self.engines[engine].wish_max = 0
+        if self.below is not None:
+            self.below.leaving(engine)
 
     def leave(self, engine: str) -> None:
+        if self.below is not None:
+            self.below.leaving(engine)
         del self.engines[engine]
         self.lent = {slot: name for slot, name in self.lent.items() if name != engine}
         self.leases = {lease: slots for lease, slots in self.leases.items() if lease[0] != engine}
-        self._free_what_nobody_holds()
+        self.free_what_nobody_holds()
         for other in self.engines:
             self._ask_for_more(other)
 
@@ -66,22 +82,34 @@ class Expected:
         namespace = self.engines[engine].namespace
         self.resets[namespace] += 1
         self._drop([slot for slot, block in self.blocks.items() if block[1] == namespace])
+        if self.below is not None:
+            self.below.reset(namespace)
 
-    def lookup(self, engine: str, lease: int, keys: list[BlockKey]) -> list[int]:
+    def lookup(self, engine: str, lease: int, keys: list[BlockKey], skip: int, now: float) -> list[int] | None:
         slot_of = {key: slot for slot, (key, _) in self.blocks.items()}
         found = [slot_of.get(key, ABSENT) for key in keys]
         here = [slot for slot in found if slot != ABSENT]
-        if not here:
+        wanted = self.below.mark(found, keys, skip, self.engines[engine].is_chain) if self.below is not None else []
+        if not here and not wanted:
             return found
-        self._use(here)
+        self.use(here)
+        if self.below is not None:
+            self.below.used_again.update(key for key in keys if key in slot_of)
         room = max(0, (self.lease_max - self.leased_bytes) // self.engines[engine].size)
         self.leases[engine, lease] = here[:room]
         offered = iter(here[:room])
-        return [slot if slot == ABSENT else next(offered, ABSENT) for slot in found]
+        answer = [slot if slot >= BELOW else next(offered, ABSENT) for slot in found]
+        wanted = wanted[: max(0, room - len(here))]
+        if not wanted or self.below is None:
+            return answer
+        self.below.wait((engine, lease), answer, wanted, now)
+        return None
 
     def release(self, engine: str, lease: int) -> None:
+        if self.below is not None:
+            self.below.waiting.pop((engine, lease), None)
         self.leases.pop((engine, lease), None)
-        self._free_what_nobody_holds()
+        self.free_what_nobody_holds()
 
     def commit(self, engine: str, keys: list[BlockKey], slots: list[int]) -> None:
         saved = []
@@ -91,20 +119,25 @@ class Expected:
             if not is_closing and all(key != known for known, _ in self.blocks.values()):
                 self.blocks[slot] = (key, self.engines[engine].namespace)
                 saved.append(slot)
+                if self.below is not None:
+                    self.below.used_again.discard(key)
         self.uses += len(saved)
-        self._use(saved)
-        self._free_what_nobody_holds()
+        self.use(saved)
+        self.free_what_nobody_holds()
         self._ask_for_more(engine)
 
     def give_back(self, engine: str, slots: list[int]) -> None:
         for slot in slots:
             del self.lent[slot]
-        self._free_what_nobody_holds()
+        self.free_what_nobody_holds()
         self._ask_for_more(engine)
 
     def touch(self, keys: list[BlockKey]) -> None:
         slot_of = {key: slot for slot, (key, _) in self.blocks.items()}
-        self._use([slot_of[key] for key in keys if key in slot_of])
+        here = [key for key in keys if key in slot_of]
+        self.use([slot_of[key] for key in here])
+        if self.below is not None:
+            self.below.request_ended(here)
 
     def lends(self, given: dict[str, list[int]]) -> None:
         """Judges what the store lent: the right slots to the right engines, evicting what had to go and no more."""
@@ -128,6 +161,16 @@ class Expected:
         if self.closing is None:
             self.closing_for = 0
 
+    def stage(self, size: int, slot: int | None) -> bool:
+        """Judges what a read took: `slot`, or None when there should be none."""
+        if not self.free(size) and not self._make_room(size, True):
+            assert slot is None, f"slot {slot} is read into, but nothing may go for it"
+            return False
+        assert slot in self.free(size), f"slot {slot} is read into; free are {sorted(self.free(size))}"
+        self.slab_sizes[self.slab_of(slot)] = size
+        self.staged.add(slot)
+        return True
+
     # --- what there is ---------------------------------------------------------------------------------------
 
     def held_by(self, engine: str) -> int:
@@ -150,7 +193,7 @@ class Expected:
 
     @property
     def pins(self) -> Counter[int]:
-        return Counter(slot for slots in self.leases.values() for slot in slots)
+        return self.pins_by_writes + Counter(slot for slots in self.leases.values() for slot in slots)
 
     @property
     def leased_bytes(self) -> int:
@@ -158,7 +201,7 @@ class Expected:
 
     @property
     def taken(self) -> set[int]:
-        return {*self.lent, *self.blocks, *self.dropped}
+        return {*self.lent, *self.blocks, *self.dropped, *self.staged}
 
     def slab_of(self, slot: int) -> int:
         return slot * SLOT_UNIT // self.slab_bytes
@@ -209,10 +252,10 @@ class Expected:
 
     def _held_in(self, slab: int) -> int:
         """Slots of it that are nobody's blocks, and pins."""
-        taken = [slot for slot in (*self.lent, *self.dropped) if self.slab_of(slot) == slab]
+        taken = [slot for slot in (*self.lent, *self.dropped, *self.staged) if self.slab_of(slot) == slab]
         return len(taken) + sum(n for slot, n in self.pins.items() if self.slab_of(slot) == slab)
 
-    def _use(self, slots: list[int]) -> None:
+    def use(self, slots: list[int]) -> None:
         """Used now, in prefix order. A slot that is named twice counts where it is named last."""
         self.uses += len(slots)
         for position, slot in enumerate(slots):
@@ -222,9 +265,9 @@ class Expected:
         for slot in slots:
             del self.blocks[slot]
             self.dropped.add(slot)
-        self._free_what_nobody_holds()
+        self.free_what_nobody_holds()
 
-    def _free_what_nobody_holds(self) -> None:
+    def free_what_nobody_holds(self) -> None:
         self.dropped &= set(self.pins)
         in_use = {self.slab_of(slot) for slot in self.taken}
         self.slab_sizes = [size if slab in in_use else 0 for slab, size in enumerate(self.slab_sizes)]

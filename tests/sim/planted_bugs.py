@@ -15,36 +15,36 @@ from .engine_model import Habits
 
 
 def release_forgets_to_unpin(store: BlockStore) -> None:
-    store.index.unpin = lambda slots: []
+    store.ram.index.unpin = lambda slots: []
 
 
 def unpin_frees_a_slot_that_still_holds_a_block(store: BlockStore) -> None:
-    sound = store.index.unpin
+    sound = store.ram.index.unpin
 
     def unpin(slots: np.ndarray) -> list[int]:
         sound(slots)
-        return [slot for slot in np.unique(slots).tolist() if not store.index.is_pinned(slot)]
+        return [slot for slot in np.unique(slots).tolist() if not store.ram.index.is_pinned(slot)]
 
-    store.index.unpin = unpin
+    store.ram.index.unpin = unpin
 
 
 def unpin_names_a_freed_slot_once_a_pin(store: BlockStore) -> None:
-    sound = store.index.unpin
+    sound = store.ram.index.unpin
 
     def unpin(slots: np.ndarray) -> list[int]:
         freed = sound(slots)
         return [slot for slot in slots.tolist() if slot in freed]
 
-    store.index.unpin = unpin
+    store.ram.index.unpin = unpin
 
 
 def commit_of_a_known_key_leaks_the_slot(store: BlockStore) -> None:
-    commit, give = store.commit, store.slots.give
+    commit, give = store.commit, store.ram.slots.give
 
     def leaking(engine, keys, slots):
-        store.slots.give = lambda slot: None
+        store.ram.slots.give = lambda slot: None
         commit(engine, keys, slots)
-        store.slots.give = give
+        store.ram.slots.give = give
 
     store.commit = leaking
 
@@ -70,7 +70,7 @@ def leave_gives_lent_slots_back_twice(store: BlockStore) -> None:
         lent = set(store._engines[engine].lent)
         sound(engine)
         for slot in lent:
-            store.slots.give(slot)
+            store.ram.slots.give(slot)
 
     store.leave = leave
 
@@ -79,7 +79,7 @@ def leave_forgets_the_leases(store: BlockStore) -> None:
     sound = store.leave
 
     def leave(engine):
-        store._engines[engine].leases.clear()
+        store.leases._of.get(engine, {}).clear()
         sound(engine)
 
     store.leave = leave
@@ -96,9 +96,9 @@ def leave_forgets_lent_slots(store: BlockStore) -> None:
 
 
 def reset_drops_only_what_is_not_leased(store: BlockStore) -> None:
-    sound = store.index.of_namespace
-    store.index.of_namespace = lambda number: np.array(
-        [slot for slot in sound(number).tolist() if not store.index.is_pinned(slot)], dtype=np.int64
+    sound = store.ram.index.of_namespace
+    store.ram.index.of_namespace = lambda number: np.array(
+        [slot for slot in sound(number).tolist() if not store.ram.index.is_pinned(slot)], dtype=np.int64
     )
 
 
@@ -113,56 +113,54 @@ def reset_forgets_the_epoch(store: BlockStore) -> None:
 
 
 def eviction_ignores_leases(store: BlockStore) -> None:
-    store.index.is_pinned = lambda slot: False
+    store.ram.index.is_pinned = lambda slot: False
 
 
 def a_block_dropped_while_leased_is_free_at_once(store: BlockStore) -> None:
-    sound = store.index.drop
+    sound = store.ram.index.drop
 
     def drop(slot):
         sound(slot)
         return True
 
-    store.index.drop = drop
+    store.ram.index.drop = drop
 
 
 def lookup_answers_the_slot_of_the_neighbour(store: BlockStore) -> None:
-    sound = store.index.find
-    store.index.find = lambda keys: np.roll(sound(keys), 1)
+    sound = store.ram.index.find
+    store.ram.index.find = lambda keys: np.roll(sound(keys), 1)
 
 
 def lookup_answers_a_slot_that_is_one_off(store: BlockStore) -> None:
     sound = store.lookup
-    store.lookup = lambda engine, lease, keys: np.where(
-        (answer := sound(engine, lease, keys)) == ABSENT, ABSENT, answer + np.uint32(1)
-    )
+    store.lookup = lambda *question: np.where((answer := sound(*question)) == ABSENT, ABSENT, answer + np.uint32(1))
 
 
 def lookup_leases_only_the_first_key(store: BlockStore) -> None:
-    sound = store.index.pin
-    store.index.pin = lambda slots: sound(slots[:1])
+    sound = store.ram.index.pin
+    store.ram.index.pin = lambda slots: sound(slots[:1])
 
 
 def a_slot_leased_twice_has_one_pin(store: BlockStore) -> None:
     def pin(slots):
-        store.index._pins[slots] = 1
+        store.ram.index._pins[slots] = 1
 
-    store.index.pin = pin
+    store.ram.index.pin = pin
 
 
 def the_lease_limit_is_not_applied(store: BlockStore) -> None:
-    store._leased_bytes_max = store.slots.capacity * 100
+    store.leases._bytes_max = store.ram.slots.capacity * 100
 
 
 def leased_bytes_only_grow(store: BlockStore) -> None:
-    sound = store._unpin
+    sound = store.leases._unpin
 
-    def unpin(slots, slot_bytes):
-        before = store.leased_bytes
-        sound(slots, slot_bytes)
-        store.leased_bytes = before
+    def unpin(lease):
+        before = store.leases.bytes
+        sound(lease)
+        store.leases.bytes = before
 
-    store._unpin = unpin
+    store.leases._unpin = unpin
 
 
 def lend_goes_over_its_target(store: BlockStore) -> None:
@@ -225,141 +223,141 @@ def nobody_is_served_after_a_leave(store: BlockStore) -> None:
 
 def a_slab_is_cut_anew_while_slots_of_it_are_lent(store: BlockStore) -> None:
     def close(slab):
-        store.slots.size_of_slab[slab] = 0
-        store.slots._unassigned.append(slab)
+        store.ram.slots.size_of_slab[slab] = 0
+        store.ram.slots._unassigned.append(slab)
 
-    store.slots.close = close
+    store.ram.slots.close = close
 
 
 def a_slab_that_should_close_stays_open(store: BlockStore) -> None:
-    store.slots.close = lambda slab: None
+    store.ram.slots.close = lambda slab: None
 
 
 def a_closing_slab_hands_out_its_free_slots(store: BlockStore) -> None:
     def close(slab):
-        store.slots.closing, store.slots._shut = slab, set()
+        store.ram.slots.closing, store.ram.slots._shut = slab, set()
 
-    store.slots.close = close
+    store.ram.slots.close = close
 
 
 def a_closing_slab_hands_out_what_comes_back(store: BlockStore) -> None:
-    sound = store.slots.give
+    sound = store.ram.slots.give
 
     def give(slot):
-        closing, size = store.slots.is_closing(slot), store.slots.size_of(slot)
+        closing, size = store.ram.slots.is_closing(slot), store.ram.slots.size_of(slot)
         sound(slot)
-        if closing and store.slots.size_of(slot):
-            store.slots._free[size].add(slot)
+        if closing and store.ram.slots.size_of(slot):
+            store.ram.slots._free[size].add(slot)
 
-    store.slots.give = give
+    store.ram.slots.give = give
 
 
 def a_closing_slab_is_never_whole(store: BlockStore) -> None:
-    sound = store.slots.give
+    sound = store.ram.slots.give
 
     def give(slot):
-        closing = store.slots.closing
+        closing = store.ram.slots.closing
         sound(slot)
-        store.slots.closing = closing
+        store.ram.slots.closing = closing
 
-    store.slots.give = give
+    store.ram.slots.give = give
 
 
 def a_commit_into_the_closing_slab_is_kept(store: BlockStore) -> None:
-    store.slots.is_closing = lambda slot: False
+    store.ram.slots.is_closing = lambda slot: False
 
 
 def for_whom_a_slab_was_closed_is_forgotten(store: BlockStore) -> None:
-    sound = store._clear_slab
+    sound = store.ram._clear_slab
 
     def clear_slab(size, own):
-        before = store._closing_for
+        before = store.ram._closing_for
         whole = sound(size, own)
-        store._closing_for = before
+        store.ram._closing_for = before
         return whole
 
-    store._clear_slab = clear_slab
+    store.ram._clear_slab = clear_slab
 
 
 def a_slab_goes_for_its_oldest_block(store: BlockStore) -> None:
     def oldest_stamps():
-        stamps = np.where(store.lru._stamp > 0, store.lru._stamp, np.inf)
-        return stamps.reshape(store.slots.slabs, -1).min(axis=1)
+        stamps = np.where(store.ram.lru._stamp > 0, store.ram.lru._stamp, np.inf)
+        return stamps.reshape(store.ram.slots.slabs, -1).min(axis=1)
 
-    store.lru.mean_stamps = oldest_stamps
+    store.ram.lru.mean_stamps = oldest_stamps
 
 
 def pins_by_slab_only_grow(store: BlockStore) -> None:
-    sound = store._unpin
+    sound = store.ram.unpin
 
-    def unpin(slots, slot_bytes):
-        before = store._pins_in_slab.copy()
-        sound(slots, slot_bytes)
-        store._pins_in_slab = before
+    def unpin(slots):
+        before = store.ram._pins_in_slab.copy()
+        sound(slots)
+        store.ram._pins_in_slab = before
 
-    store._unpin = unpin
+    store.ram.unpin = unpin
 
 
 def give_puts_the_slot_into_the_wrong_size(store: BlockStore) -> None:
-    sound = store.slots.give
+    sound = store.ram.slots.give
 
     def give(slot):
-        size = store.slots.size_of(slot)
+        size = store.ram.slots.size_of(slot)
         sound(slot)
-        if store.slots.size_of(slot):
-            store.slots._free[size].discard(slot)
-            store.slots._free.setdefault(size + SLOT_UNIT, set()).add(slot)
+        if store.ram.slots.size_of(slot):
+            store.ram.slots._free[size].discard(slot)
+            store.ram.slots._free.setdefault(size + SLOT_UNIT, set()).add(slot)
 
-    store.slots.give = give
+    store.ram.slots.give = give
 
 
 def give_counts_a_slot_twice(store: BlockStore) -> None:
-    sound = store.slots.give
+    sound = store.ram.slots.give
 
     def give(slot):
-        taken, slab = store.slots.taken_in_slab, store.slots.slab_of(slot)
+        taken, slab = store.ram.slots.taken_in_slab, store.ram.slots.slab_of(slot)
         taken[slab] -= taken[slab] > 1
         sound(slot)
 
-    store.slots.give = give
+    store.ram.slots.give = give
 
 
 def an_emptied_slab_leaves_its_slots_free(store: BlockStore) -> None:
-    sound = store.slots.give
+    sound = store.ram.slots.give
 
     def give(slot):
-        size = store.slots.size_of(slot)
-        others = set(store.slots.slots_of(store.slots.slab_of(slot)))
+        size = store.ram.slots.size_of(slot)
+        others = set(store.ram.slots.slots_of(store.ram.slots.slab_of(slot)))
         sound(slot)
-        if not store.slots.size_of(slot):
-            store.slots._free[size].update(others)
+        if not store.ram.slots.size_of(slot):
+            store.ram.slots._free[size].update(others)
 
-    store.slots.give = give
+    store.ram.slots.give = give
 
 
 def the_lru_forgets_touches(store: BlockStore) -> None:
-    store.lru.touch = lambda slots: None
+    store.ram.lru.touch = lambda slots: None
 
 
 def the_lru_keeps_the_leaf_longest(store: BlockStore) -> None:
-    sound = store.lru.touch
-    store.lru.touch = lambda slots: sound(slots[::-1])
+    sound = store.ram.lru.touch
+    store.ram.lru.touch = lambda slots: sound(slots[::-1])
 
 
 def the_lru_keeps_what_was_dropped(store: BlockStore) -> None:
-    store.lru.remove = lambda slot: None
+    store.ram.lru.remove = lambda slot: None
 
 
 def the_lru_forgets_what_was_put_aside(store: BlockStore) -> None:
-    store.lru.restore = lambda slots: None
+    store.ram.lru.restore = lambda slots: None
 
 
 def eviction_takes_the_newest(store: BlockStore) -> None:
-    store.lru.oldest = lambda size, acceptable: next(
+    store.ram.lru.oldest = lambda size, acceptable: next(
         (
             slot
-            for slot in np.argsort(-store.lru._stamp).tolist()
-            if store.lru._stamp[slot] and store.slots.size_of(slot) == size * SLOT_UNIT and acceptable(slot)
+            for slot in np.argsort(-store.ram.lru._stamp).tolist()
+            if store.ram.lru._stamp[slot] and store.ram.slots.size_of(slot) == size * SLOT_UNIT and acceptable(slot)
         ),
         None,
     )

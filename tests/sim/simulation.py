@@ -3,7 +3,8 @@
 One `random.Random(seed)` decides everything, so a seed repeats a run event for event. After each event
 
     expected.py     compares the store's answer and its whole state with a second, plainest implementation
-    invariants.py   checks what must hold whatever happened: one place a slot, bytes accounted, pins those of the leases
+    invariants.py   checks what must hold whatever happened: one place a slot, bytes accounted, pins those of the leases;
+                    expected_below.py, invariants_below.py: the same for the tier below
     arena_model.py  checks content: every block that the store could answer with lies there whole; nobody writes what is
                     read or written; what a load read was right at its begin and unchanged until its end
 
@@ -11,34 +12,41 @@ What is modelled: 2 to 4 engines, with namespaces shared and not, of different b
 1 to 4 ranks, each copying its part in its own time; messages that arrive late but in order; engines that want fewer
 slots for a while; requests that are aborted, leases held long, loads and saves that fail, duplicate saves, duplicate
 keys; a cache reset with everything under way, also while the daemon is away; a scheduler that dies or hangs up while
-its workers' copies go on; peers that name slots that are not theirs; an arena that is always full.
+its workers' copies go on; peers that name slots that are not theirs; an arena that is always full. In two of three
+seeds there are drives below the arena (tier_model.py), which are slow, hang and fail, and the daemon dies now and then.
 
-What is not: frames and sockets (tests of protocol and server), memory (tests of the arena and the copier), the daemon's
-own death (its arena dies with it), other tiers, and time itself: nothing in the store depends on it.
+What is not: frames and sockets (tests of protocol and server), memory (tests of the arena and the copier), files and
+real drives (tests of the tiers).
 """
 
 import heapq
 import itertools
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from kvtier.block import ABSENT, SLOT_UNIT, BlockKey, namespace_digest, pack_keys
+from kvtier.block import BELOW, SLOT_UNIT, BlockKey, namespace_digest, pack_keys
 from kvtier.errors import KVTierError, ProtocolError
 from kvtier.store import BlockStore
 
-from . import invariants
+from . import invariants, invariants_below
 from .arena_model import ArenaModel, Meaning, content_of
+from .drives import Drives
 from .engine_model import RIGHT, EngineModel, Habits
 from .expected import Expected
 
 SEED_TEST = "tests/sim/test_simulation.py::test_the_store_survives_every_seed"
 EVENTS_SHOWN = 40
+EVENTS_MAX = 6_000  # several times what a long run has
 SLAB = 2 * 1024 * 1024
 BROKEN = (AssertionError, ArithmeticError, LookupError, ValueError, KVTierError)  # how a broken store shows itself
+
+
+def has_drives(seed: int) -> bool:
+    return seed % 3 > 0
 
 
 @dataclass(frozen=True)
@@ -57,21 +65,25 @@ class Simulation:
         self.events = 0
         self.log: deque[str] = deque(maxlen=EVENTS_SHOWN)
         self.habits = habits
+        self.life = 1  # of the daemon
+        self.drives: Drives | None = None
+        self._plant = plant
         self._store_was_called = False  # else a step was an engine's own affair, or a copy's
         self._changes_seen = 0
         self._due: list[tuple[float, int, str, Callable[[], None]]] = []
         self._numbers = itertools.count()
-        capacity = self.random.randint(2, 6) * SLAB
-        lend_share, lease_share = self.random.choice((0.1, 0.25, 0.5)), self.random.choice((0.1, 0.3, 0.6))
-        self.store = BlockStore(capacity, lend_share=lend_share, lease_share=lease_share)
-        self.expected = Expected(capacity, lend_share, lease_share)
-        self.arena = ArenaModel(self.store.slots.units)
-        self._leaving: set[str] = set()
-        self._contents: dict[BlockKey, list[tuple[Meaning, int]]] = {}  # key -> what a slot of it holds
-        self._counters = self.store.stats.snapshot()
-        if plant is not None:
-            plant(self.store)
+        capacity = self.random.randint(2, 3 if has_drives(seed) else 6) * SLAB  # what is in RAM isn't read from a drive
+        lend_share = self.random.choice((0.1, 0.25, 0.5))
+        lease_share = self.random.choice((0.3, 0.6, 0.9) if has_drives(seed) else (0.1, 0.3, 0.6))
+        self.counts: Counter[str] = Counter()  # of all daemons
+        self._shape = capacity, lend_share, lease_share
+        self.contents: dict[BlockKey, list[tuple[Meaning, int]]] = {}  # key -> what a slot of it holds
+        if has_drives(seed):
+            self.drives = Drives(self)
+        self._start_daemon()
         self._found_engines()
+        if self.drives is not None and self.chance(0.7):
+            self.after(self.random.uniform(2, 11), "the daemon dies", self._daemon_dies)
 
     def run(self) -> None:
         """AssertionError, or whatever a broken store raises, with the seed and the last events as a note."""
@@ -102,15 +114,18 @@ class Simulation:
     def learn(self, key: BlockKey, meaning: Meaning, units: int) -> None:
         """An engine uses this key for this content. Two contents under one key would be a lie by construction."""
         content = content_of(meaning, units)
-        assert self._contents.setdefault(key, content) == content, f"a key for {meaning} and for something else"
+        assert self.contents.setdefault(key, content) == content, f"a key for {meaning} and for something else"
 
     # --- events of the store: each is judged -------------------------------------------------------------------
 
-    def join(self, engine: str, namespace: Namespace, lend: int) -> int:
+    def store_was_called(self) -> None:
+        self._store_was_called = True
+
+    def join(self, engine: str, namespace: Namespace, lend: int, is_chain: bool) -> int:
         block_bytes = namespace.units * SLOT_UNIT - self.random.randrange(SLOT_UNIT)
         self._store_was_called = True
-        answer = self.store.join(engine, namespace.digest, block_bytes, 16, lend, self.now)
-        assert answer == self.expected.join(engine, namespace.digest, block_bytes, lend), "epoch and target"
+        answer = self.store.join(engine, namespace.digest, block_bytes, 16, lend, self.now, is_chain=is_chain)
+        assert answer == self.expected.join(engine, namespace.digest, block_bytes, lend, is_chain), "epoch and target"
         return answer[0]
 
     def leave(self, engine: str) -> None:
@@ -132,18 +147,18 @@ class Simulation:
 
     def reset(self, engine: str, namespace: Namespace) -> None:
         self._store_was_called = True
+        if self.drives is not None:
+            self.drives.reset(namespace.digest)
         self.store.reset(engine, namespace.digest)
         self.expected.reset(engine)
 
-    def lookup(self, engine: str, lease: int, keys: list[BlockKey], meanings: list[Meaning]) -> list[int]:
+    def lookup(self, engine: str, lease: int, keys: list[BlockKey], skip: int) -> list[int] | None:
+        """None: it waits, and the engine will be told."""
         self._store_was_called = True
-        answer = self.store.lookup(engine, lease, pack_keys(keys)).tolist()
-        assert answer == self.expected.lookup(engine, lease, keys), "what a lookup answers"
-        for slot, key, meaning in zip(answer, keys, meanings, strict=True):
-            if slot != ABSENT:
-                assert self._contents[key][0][0] == meaning, f"slot {slot} is of another namespace or epoch"
-                self._must_hold(slot, key)
-        return answer
+        answer = self.store.lookup(engine, lease, pack_keys(keys), skip, self.now)
+        found = None if answer is None else answer.tolist()
+        assert found == self.expected.lookup(engine, lease, keys, skip, self.now), "what a lookup answers"
+        return found
 
     def release(self, engine: str, lease: int, loaded: int) -> None:
         self._store_was_called = True
@@ -168,7 +183,7 @@ class Simulation:
     def commit_of_a_slot_that_is_not_lent(self, engine: str, key: BlockKey) -> None:
         self._store_was_called = True
         mine = self.store._engines[engine].lent
-        slots = [self.random.choice([slot for slot in range(self.store.slots.units + 9) if slot not in mine])]
+        slots = [self.random.choice([slot for slot in range(self.store.ram.slots.units + 9) if slot not in mine])]
         if mine and self.chance(0.3):
             slots = [min(mine)] * 2  # its own, but twice
         try:
@@ -196,9 +211,13 @@ class Simulation:
         self.now, _, what, action = heapq.heappop(self._due)
         self.log.append(f"{self.now:9.4f} {what}")
         self.events += 1
+        assert self.events < EVENTS_MAX, "it never comes to rest"
         action()
         if self._store_was_called:
+            if self.drives is not None:
+                self.drives.serve()
             self._serve_lends()
+            self._serve_answers()
             self._check_store()
         if self._store_was_called or self.arena.changes != self._changes_seen:
             self._check_content()
@@ -213,26 +232,67 @@ class Simulation:
                 assert engine.name not in self._leaving, f"{engine.name} is leaving and got slots"
                 engine.on_lent(given[engine.name])
 
+    def _serve_answers(self) -> None:
+        """Of lookups that waited."""
+        answers = [(engine, lease, slots.tolist()) for engine, lease, slots in self.store.leases.answers()]
+        if self.expected.below is not None:
+            below, self.expected.below.answers = self.expected.below.answers, []
+            assert answers == below, "what lookups that waited are answered"
+        for name, lease, slots in answers:
+            next(engine for engine in self.engines if engine.name == name).on_answer(lease, slots)
+
+    def must_answer(self, slots: list[int], keys: list[BlockKey]) -> None:
+        for slot, key in zip(slots, keys, strict=True):
+            if slot < BELOW:
+                self._must_hold(slot, key)
+
+    def _start_daemon(self) -> None:
+        capacity, lend_share, lease_share = self._shape
+        self.store = BlockStore(capacity, lend_share=lend_share, lease_share=lease_share)
+        self.expected = Expected(capacity, lend_share, lease_share)
+        self.arena = ArenaModel(self.store.ram.slots.units)
+        self._leaving: set[str] = set()
+        self._counters = self.store.stats.snapshot()
+        if self.drives is not None:
+            self.drives.attach()
+        if self._plant is not None:
+            self._plant(self.store)
+
+    def _daemon_dies(self) -> None:
+        """At any moment. All in RAM is lost; what runs, runs in an arena that nobody will look at again."""
+        self.life += 1
+        self.counts.update(self.store.stats.snapshot())
+        assert self.drives is not None
+        self.drives.crash()
+        self._start_daemon()
+        for engine in self.engines:
+            engine.on_daemon_died()
+
     def _check_content(self) -> None:
         self._changes_seen = self.arena.changes
-        for key, slot in self.store.index._slot_of.items():
+        for key, slot in self.store.ram.index._slot_of.items():
             self._must_hold(slot, key)
 
     def _check_store(self) -> None:
         invariants.check(self.store, self.expected)
+        if self.drives is not None:
+            invariants_below.check(self.store, self.expected, self.drives)
         counters = self.store.stats.snapshot()
         fallen = [name for name, n in counters.items() if n < self._counters[name]]
         assert not fallen, f"counters {fallen} went down"
         self._counters = counters
 
     def _must_hold(self, slot: int, key: BlockKey) -> None:
-        content = self._contents[key]
-        assert self.store.slots.size_of(slot) == len(content) * SLOT_UNIT, f"slot {slot} has another size"
+        content = self.contents[key]
+        assert self.store.ram.slots.size_of(slot) == len(content) * SLOT_UNIT, f"slot {slot} has another size"
         assert self.arena.holds_whole(slot, content), f"slot {slot} does not hold {content[0][0]} whole"
 
     def _finale(self) -> None:
         """All requests are over: no lease is left. The last engines reset and go: nothing at all is left."""
-        assert not self.expected.leases and not self.store.leased_bytes, "a lease outlived its request"
+        self._all_is_quiet()
+        if self.drives is not None and self.chance(0.5):
+            self._daemon_dies()
+            self._run_all()
         for engine in self.engines:
             assert engine.is_idle, f"{engine.name} still waits for something"
             engine.start()
@@ -240,12 +300,23 @@ class Simulation:
         for engine in self.engines:
             engine.reset_cache()
         self._run_all()
+        self._all_is_quiet()
         for engine in self.engines:
             engine.crash()
         self._run_all()
-        assert self.store.slots.taken_bytes == 0 == self.store.lent_bytes, "slots are lost"
-        assert not any(self.store.slots._free.values()) and self.store.slots.closing is None, "slots are lost"
-        assert len(self.store.slots._unassigned) == self.store.slots.slabs, "slabs are lost"
+        self._all_is_quiet()
+        assert self.store.ram.slots.taken_bytes == 0 == self.store.lent_bytes, "slots are lost"
+        assert not any(self.store.ram.slots._free.values()) and self.store.ram.slots.closing is None, "slots are lost"
+        assert len(self.store.ram.slots._unassigned) == self.store.ram.slots.slabs, "slabs are lost"
+        self.counts.update(self.store.stats.snapshot())
+
+    def _all_is_quiet(self) -> None:
+        assert not self.expected.leases and not self.store.leases.bytes, "a lease outlived its request"
+        if self.drives is not None:
+            self.drives.flush()
+            self.after(0.0, "a flush", self.store_was_called)
+            self._run_all()
+            invariants_below.all_is_quiet(self.store, self.expected, self.drives)
 
     def _run_all(self) -> None:
         while self._due:

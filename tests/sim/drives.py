@@ -1,0 +1,182 @@
+"""The tier below in the simulated world: it is driven as the daemon does it, it crashes with the daemon, and what comes
+back then is held against what must and must not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kvtier.admission import Budget
+from kvtier.block import SLOT_UNIT, BlockKey, unpack_keys
+from kvtier.extents import Extents
+from kvtier.tiers.base import Recovered
+from kvtier.transfer import Demote, Finished, Flush, Forget, Promote, Remember, Transfer
+
+from .expected_below import ExpectedBelow
+from .tier_model import ROTTEN, Disks, Luck, TierModel
+
+if TYPE_CHECKING:
+    from .simulation import Simulation
+
+EXTENT_UNITS = 32
+TICK_S = 0.05  # how often lookups are answered whose time is over
+BUDGETS = (2**40, 2**40, 2**25, 2**21)  # bytes a day
+REFUSALS = ("refused_budget", "refused_first_use", "refused_queue", "refused_too_large")
+LUCK = (Luck(io=0.01), *[Luck(io=0.1, rots=0.15, hangs=0.03, late=0.2)] * 2)
+
+
+class Drives:
+    def __init__(self, sim: Simulation) -> None:
+        self.sim = sim
+        drives = sim.random.randint(1, 3)
+        extents = max(drives + 1, sim.random.choice((2, 6, 8, 12)))  # the first are hardly more than the arena
+        self.disks = Disks(extents, EXTENT_UNITS, drives)
+        self.bytes_per_day = sim.random.choice(BUDGETS)
+        self.luck = sim.random.choice(LUCK)
+        self.stage_s = sim.random.choice((0.05, 1.0, 3.0))
+        self._wakes_at: float | None = None
+        self._ticks = False
+        self._flushes = 0
+        self._at_flush: dict[int, dict[BlockKey, int]] = {}  # ticket -> what lay where when it was started
+        # What a crash must bring back, and what it must not:
+        self._durable: dict[BlockKey, int] = {}
+        self._dying: list[tuple[bytes, int, set[BlockKey]]] = []  # namespace, epoch that ends them, keys
+        self._dead: set[BlockKey] = set()
+
+    def attach(self) -> None:
+        """A daemon starts, and takes over what its predecessor left."""
+        sim, disks = self.sim, self.disks
+        self.tier = TierModel(disks, sim.arena, sim.random, lambda: sim.now, self.luck)
+        recovered = self.tier.recovered
+        self._judge_recovered(recovered)
+        self.extents = Extents(disks.extents, EXTENT_UNITS * SLOT_UNIT, disks.drives)
+        odd = self.extents.recover(
+            recovered.keys, recovered.places, recovered.sizes, recovered.namespaces, recovered.checksums
+        )
+        assert not odd, "what the tier recovered doesn't fit"
+        sim.store.attach(self.extents, Budget(self.bytes_per_day, sim.now), self.stage_s, recovered.remembered)
+        sim.expected.below = ExpectedBelow(
+            sim.expected, sim.store.ram.slots.capacity, self.bytes_per_day, self.stage_s, sim.now
+        )
+        sim.expected.below.recover(recovered)
+
+    def crash(self) -> None:
+        """With the daemon. What was being written is garbage."""
+        for mine in self.tier.under_way.values():
+            if isinstance(mine.order, Demote) and not mine.refused:
+                self.disks.content.pop(mine.order.place, None)
+        self.disks = self.tier.crash()
+        self._wakes_at, self._ticks = None, False
+        self._at_flush.clear()
+        self._dying.clear()
+
+    # --- after each event --------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        sim, below = self.sim, self._below
+        writable = not self.tier.read_only
+        orders = sim.store.transfers(sim.now, writable)
+        below.transfers(orders, sim.now, writable, self.refusals())
+        for order in orders:
+            self._note_order(order)
+            self.tier.start(order)
+        self._wake()
+        if sim.store.leases.waiting() and not self._ticks:
+            self._ticks = True
+            self._at(sim.now + TICK_S, "ticks", self._tick)
+
+    def flush(self) -> None:
+        self._flushes += 1
+        demotions = self.sim.store.lower.demotions
+        self.sim.store_was_called()
+        self.sim.store.flush(self._flushes)
+        self._below.flush(self._flushes, [*demotions._first, *demotions._again], self.refusals())
+
+    def reset(self, namespace: bytes) -> None:
+        below = self._below
+        keys = {key for key, lying in below.blocks.items() if lying.namespace == namespace}
+        keys |= {order.key for order in below.writes() if order.namespace == below.numbers[namespace]}
+        self._dying.append((namespace, self.sim.expected.resets[namespace] + 1, keys))
+        for key in keys:
+            self._durable.pop(key, None)
+
+    def check_content(self) -> None:
+        """What the store could order to be read lies there whole, or has rotted since."""
+        for key, lying in self._below.blocks.items():
+            content = self.disks.content.get(lying.place)
+            assert content in (ROTTEN, self.sim.contents[key]), f"place {lying.place} doesn't hold what it should"
+
+    def refusals(self) -> int:
+        return sum(self.sim.store.stats[name] for name in REFUSALS)
+
+    # --- how ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _below(self) -> ExpectedBelow:
+        assert self.sim.expected.below is not None
+        return self.sim.expected.below
+
+    def _at(self, when: float, what: str, action: Callable[[], None]) -> None:
+        """Within this life of the daemon."""
+        life = self.sim.life
+        self.sim.at(when, f"the daemon {what}", lambda: action() if self.sim.life == life else None)
+
+    def _wake(self) -> None:
+        at = self.tier.wakes_at()
+        if at is not None and (self._wakes_at is None or at < self._wakes_at):
+            self._wakes_at = at
+            self._at(at, "polls", self._poll)
+
+    def _poll(self) -> None:
+        if self._wakes_at is not None and self._wakes_at <= self.sim.now:
+            self._wakes_at = None
+        self.sim.store_was_called()
+        for done in self.tier.poll():
+            order = self._below.under_way[done.ticket]
+            self.sim.log.append(f"{self.sim.now:9.4f}   {done.fault or 'done'}: {order}")
+            self.sim.store.finished(done)
+            self._below.finished(done)
+            self._note_finished(order, done)
+        self.check_content()
+        if self.sim.chance(0.1):
+            self.flush()
+
+    def _tick(self) -> None:
+        self._ticks = False
+        self.sim.store_was_called()
+        self.sim.store.leases.expire(self.sim.now)
+        self._below.expire(self.sim.now)
+
+    # --- what survives -----------------------------------------------------------------------------------------
+
+    def _note_order(self, order: Transfer) -> None:
+        if isinstance(order, Flush):
+            self._at_flush[order.ticket] = {key: lying.place for key, lying in self._below.blocks.items()}
+        elif isinstance(order, Forget):
+            self._durable = {key: place for key, place in self._durable.items() if not order.first <= place < order.end}
+        elif isinstance(order, Demote):
+            for keys in (self._dead, *(keys for _, _, keys in self._dying)):
+                keys.discard(order.key)  # an engine that was not reset saved it again
+
+    def _note_finished(self, order: Transfer, done: Finished) -> None:
+        if isinstance(order, Flush):
+            over = self.sim.store.flushed()
+            assert [said for _, said in over] == [not done.fault], "a Flush is over, and what is said of it"
+            assert self._below.flushes.pop(over[0][0], None) is not None, "a flush is over twice"
+            lying = {key: lying.place for key, lying in self._below.blocks.items()}
+            if not done.fault:
+                at_start = self._at_flush[order.ticket]
+                self._durable.update({key: place for key, place in at_start.items() if lying.get(key) == place})
+        elif isinstance(order, Promote) and done.fault == "corrupt":
+            self._durable.pop(order.key, None)
+        elif isinstance(order, Remember) and not done.fault:
+            for namespace, epoch, keys in self._dying:
+                if namespace == order.digest and epoch <= order.epoch:
+                    self._dead |= {key for key in keys if key not in self._below.blocks}
+            self._dying = [(n, e, keys) for n, e, keys in self._dying if n != order.digest or e > order.epoch]
+
+    def _judge_recovered(self, recovered: Recovered) -> None:
+        found = dict(zip(unpack_keys(recovered.keys), recovered.places.tolist(), strict=True))
+        lost = [place for key, place in self._durable.items() if found.get(key) != place]
+        assert not lost, f"places {lost} were flushed and are not recovered"
+        assert not self._dead & set(found), "blocks of before a reset are back"

@@ -1,0 +1,297 @@
+"""What the store must do with the tier below it; beside Expected, and as plain.
+
+Exact: which lookups wait for what, which reads are ordered for them and when, what they are answered, which block lies
+below. Judged, but not foretold: in which order blocks are written, which extent is forgotten, when a Flush is over.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kvtier.admission import DAY_S, FIRST_USE_SHARE
+from kvtier.block import ABSENT, BELOW, BlockKey, unpack_keys
+from kvtier.demotion import RETURNED_SHARE, WRITING_BYTES_MAX, WRITING_SHARE
+from kvtier.staging import READING_BYTES_MAX, READING_SHARE
+from kvtier.tiers.base import Recovered
+from kvtier.transfer import Demote, Finished, Forget, Promote, Remember, Transfer
+
+from .expected import Expected
+
+Asker = tuple[str, int]  # engine, lease
+
+
+@dataclass(frozen=True)
+class Lying:
+    place: int
+    size: int
+    namespace: bytes
+    checksum: int
+
+
+@dataclass
+class Lookup:
+    answer: list[int]
+    positions: dict[BlockKey, list[int]]
+    until: float
+    to_read: list[tuple[BlockKey, int, int]]  # key, place, size
+
+
+@dataclass
+class Read:
+    order: Promote
+    namespace: bytes
+    resets: int
+    askers: list[Asker]
+
+
+@dataclass
+class Flushing:
+    keys: set[BlockKey]  # that are not settled
+    refusals: int  # that were counted when it was asked for
+
+
+@dataclass
+class ExpectedBelow:
+    ram: Expected
+    capacity: int  # of the arena
+    bytes_per_day: float
+    stage_s: float
+    filled_at: float
+    numbers: dict[bytes, int] = field(default_factory=dict)  # of namespaces
+    blocks: dict[BlockKey, Lying] = field(default_factory=dict)
+    used_again: set[BlockKey] = field(default_factory=set)
+    under_way: dict[int, Transfer] = field(default_factory=dict)
+    reads: dict[int, Read] = field(default_factory=dict)
+    waiting: dict[Asker, Lookup] = field(default_factory=dict)
+    answers: list[tuple[str, int, list[int]]] = field(default_factory=list)
+    flushes: dict[int, Flushing] = field(default_factory=dict)
+    told: dict[bytes, int] = field(default_factory=dict)  # namespace -> epoch that the tier heard last
+    written: set[BlockKey] = field(default_factory=set)  # ever
+    left: float = 0.0  # of the budget
+
+    def __post_init__(self) -> None:
+        self.left = self.bytes_per_day
+
+    def recover(self, recovered: Recovered) -> None:
+        digests = {}
+        for digest, (number, epoch) in recovered.remembered.items():
+            self.numbers[digest], self.told[digest], self.ram.resets[digest] = number, epoch, epoch
+            digests[number] = digest
+        columns = (recovered.places, recovered.sizes, recovered.namespaces, recovered.checksums)
+        for key, place, size, number, checksum in zip(
+            unpack_keys(recovered.keys), *(column.tolist() for column in columns), strict=True
+        ):
+            self.blocks[key] = Lying(place, size, digests[number], checksum)
+        self.written |= set(self.blocks)
+
+    def knows(self, namespace: bytes) -> None:
+        self.numbers.setdefault(namespace, 1 + max(self.numbers.values(), default=-1))
+
+    # --- lookups ---------------------------------------------------------------------------------------------
+
+    def mark(self, found: list[int], keys: list[BlockKey], skip: int, is_chain: bool) -> list[tuple[int, BlockKey]]:
+        """Marks in `found` what is here only. Returns what of it is to be read."""
+        wanted, hole = [], False
+        for position, key in enumerate(keys):
+            if found[position] == ABSENT and key in self.blocks:
+                found[position] = BELOW
+                if position >= skip and not (hole and is_chain):
+                    wanted.append((position, key))
+            elif found[position] == ABSENT and position >= skip:
+                hole = True
+        return wanted
+
+    def wait(self, asker: Asker, answer: list[int], wanted: list[tuple[int, BlockKey]], now: float) -> None:
+        mine = self.waiting[asker] = Lookup(answer, {}, now + self.stage_s, [])
+        for position, key in wanted:
+            if key not in mine.positions:
+                mine.to_read.append((key, self.blocks[key].place, self.ram.engines[asker[0]].size))
+            mine.positions.setdefault(key, []).append(position)
+
+    def leaving(self, engine: str) -> None:
+        self.waiting = {asker: mine for asker, mine in self.waiting.items() if asker[0] != engine}
+
+    def expire(self, now: float) -> None:
+        for asker in [asker for asker, mine in self.waiting.items() if mine.until <= now]:
+            self._answer(asker)
+
+    def request_ended(self, here: list[BlockKey]) -> None:
+        if here and sum(key in self.used_again for key in here) >= RETURNED_SHARE * len(here):
+            self.used_again.update(here)
+
+    def reset(self, namespace: bytes) -> None:
+        self.blocks = {key: lying for key, lying in self.blocks.items() if lying.namespace != namespace}
+
+    # --- orders ----------------------------------------------------------------------------------------------
+
+    def transfers(self, orders: list[Transfer], now: float, writable: bool, refusals: int) -> None:
+        """Judges what the store ordered."""
+        reads = [order for order in orders if isinstance(order, Promote)]
+        arrived: list[tuple[Asker, BlockKey]] = []
+        for order in reads:
+            self._judge_read(order, arrived)
+        assert not self._next_read(None, arrived), "a read could be ordered and was not"
+        rest = [order for order in orders if not isinstance(order, Promote)]
+        assert writable or not rest, "writes, though the tier takes none"
+        for order in rest:
+            self.under_way[order.ticket] = order
+            if isinstance(order, Demote):
+                self._judge_write(order, now)
+            elif isinstance(order, Forget):
+                gone = {key for key, lying in self.blocks.items() if order.first <= lying.place < order.end}
+                self.used_again -= gone
+                for key in gone:
+                    del self.blocks[key]
+            elif isinstance(order, Remember):
+                assert self.numbers[order.digest] == order.namespace, "the number of a namespace"
+                self.told[order.digest] = order.epoch
+            else:
+                self._judge_flush(refusals)
+        self._drop_settled()
+        if writable:
+            late = [digest for digest in self.numbers if self.told.get(digest) != self.ram.resets[digest]]
+            assert not late, "the tier doesn't know the present epoch of a namespace"
+        self._note_arrivals(arrived)
+
+    def _judge_read(self, order: Promote, arrived: list[tuple[Asker, BlockKey]]) -> None:
+        due = self._next_read(order.slot, arrived)
+        assert due, f"{order} is ordered, and nobody waits for it"
+        asker, key, place, size = due
+        lying = self.blocks[key]
+        assert (order.key, order.place, order.size) == (key, place, size) == (key, lying.place, lying.size), "what is read"
+        assert order.checksum == lying.checksum, "the checksum of something else"
+        self.under_way[order.ticket] = order
+        self.reads[order.ticket] = Read(order, lying.namespace, self.ram.resets[lying.namespace], [asker])
+
+    def _next_read(self, slot: int | None, arrived: list) -> tuple[Asker, BlockKey, int, int] | None:
+        for asker, mine in self.waiting.items():
+            while mine.to_read:
+                key, place, size = mine.to_read[0]
+                read = next((read for read in self.reads.values() if read.order.key == key), None)
+                lying = self.blocks.get(key)
+                if read is not None:
+                    read.askers.append(asker)
+                elif self.slot_of(key) is not None or lying is None or lying.place != place:
+                    arrived.append((asker, key))
+                elif not self._may_read(size) or not self.ram.stage(size, slot):
+                    return None
+                else:
+                    mine.to_read.pop(0)
+                    return asker, key, place, size
+                mine.to_read.pop(0)
+        return None
+
+    def _may_read(self, size: int) -> bool:
+        limit = min(READING_BYTES_MAX, int(self.capacity * READING_SHARE))
+        return not self.reads or sum(read.order.size for read in self.reads.values()) + size <= limit
+
+    def _judge_write(self, order: Demote, now: float) -> None:
+        key, namespace = self.ram.blocks[order.slot]
+        assert key == order.key and key not in self.blocks, f"{order} of another block, or of one that lies there"
+        others = [other for other in self.writes() if other is not order]
+        assert key not in [other.key for other in others], f"{order}, though it is being written"
+        assert order.namespace == self.numbers[namespace] and order.epoch == self.ram.resets[namespace], "namespace"
+        assert order.size == self.ram.slab_sizes[self.ram.slab_of(order.slot)], "size"
+        limit = min(WRITING_BYTES_MAX, int(self.capacity * WRITING_SHARE))
+        assert not others or sum(other.size for other in others) + order.size <= limit, "too much is written at a time"
+        self.left = min(self.bytes_per_day, self.left + (now - self.filled_at) * self.bytes_per_day / DAY_S)
+        self.filled_at = now
+        self.left -= order.size
+        assert self.left > -1, "the budget is overdrawn"
+        first_use = key not in self.used_again
+        assert not first_use or self.left + 1 >= self.bytes_per_day * FIRST_USE_SHARE, "first use takes too much"
+        self.ram.pins_by_writes[order.slot] += 1
+
+    # --- what came of them -----------------------------------------------------------------------------------
+
+    def finished(self, done: Finished) -> None:
+        order = self.under_way.pop(done.ticket)
+        arrived: list[tuple[Asker, BlockKey]] = []
+        if isinstance(order, Demote):
+            namespace = next(digest for digest, number in self.numbers.items() if number == order.namespace)
+            self.ram.pins_by_writes[order.slot] -= 1
+            self.ram.free_what_nobody_holds()
+            if not done.fault:
+                self._settle({order.key})
+                if self.ram.resets[namespace] == order.epoch:
+                    self.blocks[order.key] = Lying(order.place, order.size, namespace, done.checksum)
+                    self.written.add(order.key)
+        elif isinstance(order, Promote):
+            read = self.reads.pop(done.ticket)
+            arrived = [(asker, order.key) for asker in read.askers]
+            self.ram.staged.remove(order.slot)
+            self._end_read(read, done.fault)
+        elif isinstance(order, Remember) and done.fault and self.told.get(order.digest) == order.epoch:
+            del self.told[order.digest]
+        self._note_arrivals(arrived)
+
+    def _end_read(self, read: Read, fault: str) -> None:
+        order = read.order
+        lying = self.blocks.get(order.key)
+        is_sound = read.resets == self.ram.resets[read.namespace]
+        if is_sound and fault == "corrupt" and lying is not None and lying.place == order.place:
+            del self.blocks[order.key]
+        if is_sound and not fault and self.slot_of(order.key) is None and self.ram.slab_of(order.slot) != self.ram.closing:
+            self.ram.blocks[order.slot] = (order.key, read.namespace)
+            self.ram.use([order.slot])
+            self.used_again.add(order.key)
+        self.ram.free_what_nobody_holds()
+
+    def _note_arrivals(self, arrived: list[tuple[Asker, BlockKey]]) -> None:
+        for asker, key in arrived:
+            mine = self.waiting.get(asker)
+            if mine is None or key not in mine.positions:
+                continue
+            positions, slot = mine.positions.pop(key), self.slot_of(key)
+            more = self.ram.engines[asker[0]].size * len(positions)
+            if slot is not None and self.ram.leased_bytes + more <= self.ram.lease_max:
+                self.ram.leases[asker] += [slot] * len(positions)
+                for position in positions:
+                    mine.answer[position] = slot
+            elif key not in self.blocks:
+                for position in positions:
+                    mine.answer[position] = ABSENT
+            if not mine.positions:
+                self._answer(asker)
+
+    def _answer(self, asker: Asker) -> None:
+        answer = [slot if slot >= BELOW or slot in self.ram.blocks else ABSENT for slot in self.waiting.pop(asker).answer]
+        self.ram.use([slot for slot in answer if slot < BELOW])
+        self.answers.append((*asker, answer))
+
+    # --- flushes ---------------------------------------------------------------------------------------------
+
+    def flush(self, flush: int, candidates: Iterable[BlockKey], refusals: int) -> None:
+        self.flushes[flush] = Flushing({*candidates, *(order.key for order in self.writes())}, refusals)
+        self._drop_settled()
+
+    def _drop_settled(self) -> None:
+        being_written = {order.key for order in self.writes()}
+        here = {key for key, _ in self.ram.blocks.values()}
+        for flushing in self.flushes.values():
+            gone = {key for key in flushing.keys if key not in here and key not in being_written}
+            flushing.keys -= gone | set(self.blocks)
+
+    def _settle(self, keys: set[BlockKey]) -> None:
+        for flushing in self.flushes.values():
+            flushing.keys -= keys
+
+    def _judge_flush(self, refusals: int) -> None:
+        """One of those that were asked for: no more of its blocks are open than were refused."""
+        self._drop_settled()
+        ready = [flush for flush, mine in self.flushes.items() if len(mine.keys) <= refusals - mine.refusals]
+        assert ready, "a Flush before the last write"
+        for flush in ready:
+            self.flushes[flush].keys.clear()
+
+    # --- what there is ---------------------------------------------------------------------------------------
+
+    def writes(self) -> list[Demote]:
+        return [order for order in self.under_way.values() if isinstance(order, Demote)]
+
+    def slot_of(self, key: BlockKey) -> int | None:
+        return next((slot for slot, (known, _) in self.ram.blocks.items() if known == key), None)
+
+    def places(self) -> np.ndarray:
+        return np.array(sorted(lying.place for lying in self.blocks.values()), np.uint32)

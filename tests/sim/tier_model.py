@@ -1,0 +1,271 @@
+"""The simulated tier below: it keeps the contract of kvtier/tiers/base.py as loosely as that allows.
+
+Transfers finish in any order after random delays, now and then very late; a drive hangs; writes and reads fail, after
+which it is read only for a while; what lies there rots. Nothing happens but in `start` and `poll`, on a clock that is
+handed in. It is strict with its caller, who guarantees something too.
+
+    Demote    slot --> content by place      its record goes to the log
+    Remember, Forget -------------------->   the log, in the order of starts
+    Flush, or a Remember or Forget that is done: the log up to there is committed
+    crash     some more of the log is committed, some records in it are not; what was being written is garbage
+"""
+
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from kvtier.block import SLOT_UNIT, BlockKey, pack_keys
+from kvtier.tiers.base import TRANSFERS_MAX, Recovered
+from kvtier.transfer import Demote, Finished, Flush, Forget, Promote, Remember, Transfer
+
+ROTTEN = "rotten"
+
+
+class Memory(Protocol):
+    """The arena, in units. ArenaModel is one."""
+
+    def content(self, units: list[int]) -> list: ...
+    def begin_read(self, units: list[int]) -> list[int]: ...
+    def end_read(self, units: list[int], writes: list[int]) -> None: ...
+    def begin_write(self, who: str, units: list[int]) -> None: ...
+    def end_fill(self, who: str, slot: int, content: list | None) -> None: ...
+
+
+@dataclass
+class Luck:
+    """How likely what goes wrong is, each time it could."""
+
+    io: float = 0.02
+    rots: float = 0.02
+    hangs: float = 0.005
+    late: float = 0.03
+    read_s: float = 0.02  # how long a read takes on the mean; a write 0.02
+
+
+NO_LUCK = Luck(0, 0, 0, 0, read_s=0.002)
+
+
+@dataclass(frozen=True)
+class Record:
+    demote: Demote
+    checksum: int
+
+
+Entry = Record | Forget | Remember
+
+
+@dataclass
+class Disks:
+    """What survives the process."""
+
+    extents: int
+    extent_units: int
+    drives: int
+    content: dict[int, object] = field(default_factory=dict)  # by place
+    records: dict[int, Record] = field(default_factory=dict)  # committed, by place, in the order of commits
+    remembered: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # committed
+
+    def commit(self, entry: Entry) -> None:
+        if isinstance(entry, Record):
+            self.records[entry.demote.place] = entry
+        elif isinstance(entry, Forget):
+            for place in [place for place in self.records if entry.first <= place < entry.end]:
+                del self.records[place]
+        else:
+            self.remembered[entry.digest] = (entry.namespace, entry.epoch)
+
+    def recovered(self) -> Recovered:
+        """Who is not of the present epoch of a namespace that is remembered is not seen again; nor is the older of two
+        records of a key, which was found corrupt and written again elsewhere."""
+        newest = {record.demote.key: place for place, record in self.records.items()}
+        self.records = {
+            place: record
+            for place, record in self.records.items()
+            if (record.demote.namespace, record.demote.epoch) in self.remembered.values()
+            and newest[record.demote.key] == place
+        }
+        blocks, checksums = [r.demote for r in self.records.values()], [r.checksum for r in self.records.values()]
+        return Recovered(
+            pack_keys(block.key for block in blocks),
+            np.array([block.place for block in blocks], np.uint32),
+            np.array([block.size for block in blocks], np.int64),
+            np.array([block.namespace for block in blocks], np.int32),
+            np.array([block.epoch for block in blocks], np.int64),
+            np.array(checksums, np.uint32),
+            dict(self.remembered),
+        )
+
+
+@dataclass
+class _UnderWay:
+    order: Transfer
+    due: float
+    refused: bool = False  # it came while nothing was taken
+    seen: list[int] = field(default_factory=list)
+    entry: int = -1  # its position in the log; of a Flush, the end of what it means
+
+
+class TierModel:
+    def __init__(self, disks: Disks, memory: Memory, chance: random.Random, clock: Callable[[], float], luck: Luck) -> None:
+        self.disks, self.luck = disks, luck
+        self.recovered = disks.recovered()
+        self.under_way: dict[int, _UnderWay] = {}
+        self._memory, self._random, self._clock = memory, chance, clock
+        self._written = {u for record in disks.records.values() for u in _units(record.demote)}  # since their Forget
+        self._log: list[Entry | None] = []  # None: it failed
+        self._committed = 0  # entries of it
+        self._hangs_until = [0.0] * disks.drives
+        self._read_only_until = 0.0
+        self._tickets: set[int] = set()
+
+    @property
+    def read_only(self) -> bool:
+        return self._clock() < self._read_only_until
+
+    def wakes_at(self) -> float | None:
+        """When `poll` may have more to say, or `read_only` is over."""
+        times = [transfer.due for transfer in self.under_way.values()]
+        times += [self._read_only_until] * self.read_only
+        return min(times, default=None)
+
+    # --- transfers -------------------------------------------------------------------------------------------
+
+    def start(self, transfer: Transfer) -> None:
+        assert transfer.ticket not in self._tickets, "a ticket is used twice"
+        assert len(self.under_way) < TRANSFERS_MAX
+        self._tickets.add(transfer.ticket)
+        mine = self.under_way[transfer.ticket] = _UnderWay(transfer, self._due(transfer))
+        if self.read_only and isinstance(transfer, Demote | Forget | Remember):
+            mine.due, mine.refused = self._clock(), True
+        elif isinstance(transfer, Demote):
+            units = set(_units(transfer))
+            extents = {place // self.disks.extent_units for place in units}
+            assert len(extents) == 1 and max(extents) < self.disks.extents, f"{transfer} is not within an extent"
+            assert not units & self._written, f"{transfer} writes to places that were not forgotten"
+            self._written |= units
+            mine.seen = self._memory.begin_read(_slot(transfer))
+        elif isinstance(transfer, Promote):
+            assert transfer.place in self.disks.content, f"{transfer} of what was never written"
+            self._memory.begin_write(_who(transfer), _slot(transfer))
+        elif isinstance(transfer, Flush):
+            mine.entry = len(self._log)
+        else:
+            self._begin_entry(mine)
+
+    def _begin_entry(self, mine: _UnderWay) -> None:
+        order = mine.order
+        if isinstance(order, Forget):
+            for other in self.under_way.values():
+                if isinstance(other.order, Demote | Promote) and not other.refused:
+                    assert not order.first <= other.order.place < order.end, f"{order} while {other.order} is under way"
+        mine.entry = len(self._log)
+        self._log.append(order)
+
+    def poll(self) -> list[Finished]:
+        done = sorted((t.due, ticket) for ticket, t in self.under_way.items() if t.due <= self._clock())
+        return [self._finish(self.under_way.pop(ticket)) for _, ticket in done]
+
+    def _finish(self, mine: _UnderWay) -> Finished:
+        order = mine.order
+        fault, checksum = "", 0
+        if mine.refused:
+            return Finished(order.ticket, "io")
+        if self._happens(self.luck.io):
+            fault = self._random.choice(("io", "full"))
+            self._read_only_until = self._clock() + self._random.uniform(0.1, 1.5)
+        if isinstance(order, Demote):
+            checksum = self._end_demote(mine, order, fault)
+        elif isinstance(order, Promote):
+            fault = self._end_promote(order, fault)
+        elif fault:
+            if not isinstance(order, Flush) and self._happens(0.5):
+                self._log[mine.entry] = None
+        elif isinstance(order, Flush):
+            self._commit(mine.entry)
+        else:
+            self._commit(mine.entry + 1)
+            if isinstance(order, Forget):
+                self._written -= set(range(order.first, order.end))
+                self._lose(order.first, order.end)
+        return Finished(order.ticket, fault, checksum)
+
+    def _end_demote(self, mine: _UnderWay, order: Demote, fault: str) -> int:
+        content = self._memory.content(_slot(order))
+        self._memory.end_read(_slot(order), mine.seen)
+        if fault:
+            return 0
+        checksum = _checksum(order.key, content)
+        self.disks.content[order.place] = content
+        self._log.append(Record(order, checksum))
+        return checksum
+
+    def _end_promote(self, order: Promote, fault: str) -> str:
+        if self._happens(self.luck.rots):
+            self.disks.content[order.place] = ROTTEN
+        content = self.disks.content[order.place]
+        if not fault and _checksum(order.key, content) != order.checksum:
+            fault = "corrupt"
+        self._memory.end_fill(_who(order), order.slot, None if fault else content)
+        return fault
+
+    # --- the log ---------------------------------------------------------------------------------------------
+
+    def _commit(self, end: int) -> None:
+        for entry in self._log[self._committed : end]:
+            if entry is not None:
+                self.disks.commit(entry)
+        self._committed = max(self._committed, end)
+
+    def _lose(self, first: int, end: int) -> None:
+        for place in [place for place in self.disks.content if first <= place < end]:
+            del self.disks.content[place]
+
+    def crash(self) -> Disks:
+        """The process is dead."""
+        end = self._random.randint(self._committed, len(self._log))
+        for i in range(self._committed, end):
+            if isinstance(self._log[i], Record) and self._happens(0.3):
+                self._log[i] = None
+        self._commit(end)
+        return self.disks
+
+    # --- luck ------------------------------------------------------------------------------------------------
+
+    def _happens(self, probability: float) -> bool:
+        return self._random.random() < probability
+
+    def _due(self, order: Transfer) -> float:
+        now = self._clock()
+        drive = 0
+        if isinstance(order, Demote | Promote):
+            drive = order.place // self.disks.extent_units % self.disks.drives
+        if self._happens(self.luck.hangs):
+            until = self._hangs_until[drive] = now + self._random.uniform(1, 8)
+            for other in self.under_way.values():
+                other.due = max(other.due, until)
+        begin = max(now, self._hangs_until[drive])
+        mean = self.luck.read_s if isinstance(order, Promote) else 0.02
+        return begin + self._random.expovariate(1 / mean) * (40 if self._happens(self.luck.late) else 1)
+
+
+def _checksum(key: BlockKey, content: object) -> int:
+    crc = zlib.crc32(key)
+    for part in content if isinstance(content, list) else ():
+        crc = zlib.crc32(part if isinstance(part, bytes) else repr(part).encode(), crc)
+    return crc
+
+
+def _who(order: Promote) -> str:
+    return f"the read {order.ticket}"
+
+
+def _slot(order: Demote | Promote) -> list[int]:
+    return list(range(order.slot, order.slot + order.size // SLOT_UNIT))
+
+
+def _units(order: Demote) -> range:
+    return range(order.place, order.place + order.size // SLOT_UNIT)
