@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import models
 import pytest
+from engine import Engine
+from kvtierd import KVTierd
 
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parents[1] / "benchmarks"
-sys.path[:0] = [str(HERE), str(HERE.parent), str(BENCHMARKS)]  # tests say: from engine import Engine
-
-import models  # noqa: E402
-from engine import Engine  # noqa: E402
-from kvtierd import KVTierd  # noqa: E402
 
 CAPACITY = "2 GiB"
 
