@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from contract.factories import NvmeFactory
+from sim.tier_model_factory import TierModelFactory
 
 from kvtier import _native
 
@@ -13,6 +14,7 @@ FACTORIES = {
     "nvme-io_uring": lambda: NvmeFactory(1, "io_uring"),
     "nvme-threads": lambda: NvmeFactory(1, "threads"),
     "nvme-two-drives": lambda: NvmeFactory(2, "auto"),
+    "model": TierModelFactory,  # the simulator's
 }
 
 

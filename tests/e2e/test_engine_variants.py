@@ -28,7 +28,10 @@ def _prompt(seed: int, length: int) -> list[int]:
     return [random.Random(seed * 10_000 + i).randrange(3, 900) for i in range(length)]
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=NO_FP8 if "FP8" in name else ()) for name in VARIANTS])
+MARKS = {"FP8 KV": NO_FP8, "tensor parallel 2": pytest.mark.long}  # two ranks on two cores take a minute to start
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=MARKS.get(name, ())) for name in VARIANTS])
 def variant(request, start_engine, with_kvtier, with_kvtier_unjoined):
     options = dict(VARIANTS[request.param])
     model = request.getfixturevalue(options.pop("model", "tiny_llama_path"))

@@ -70,6 +70,7 @@ def test_another_model_of_the_same_shape_never_hits(first, start_engine, other_l
     other.stop()
 
 
+@pytest.mark.long
 def test_another_dtype_never_hits(first, start_engine, tiny_llama_path, with_kvtier_unjoined):
     first.generate([_prompt(6)])
     other = start_engine(tiny_llama_path, connector=with_kvtier_unjoined, block_size=BLOCK, dtype="float32")

@@ -85,6 +85,7 @@ def test_kill_9_under_load_delays_nobody_and_the_next_daemon_is_used(engine, dae
     _until_it_is_used(engine, daemon)
 
 
+@pytest.mark.long
 def test_a_frozen_daemon_delays_nobody_and_is_used_again_afterwards(engine, daemon):
     _until_it_is_used(engine, daemon)
     with Load(engine, 200) as load:

@@ -334,7 +334,7 @@ def test_a_daemon_of_another_version_is_told_of_once_and_asked_rarely(tmp_path, 
             now += 0.2
             scheduler.poll(now)
             eventually(lambda at=now: scheduler.poll(at) or scheduler._sock is None)
-        assert daemon.said().count("protocol 2, the client 1") == 4
+        assert daemon.said().count(f"protocol 99, the client {protocol.VERSION}") == 4
         assert len(warnings(caplog)) == 1
 
 
