@@ -18,6 +18,7 @@ import errno
 import os
 import queue
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import lmdb
 
@@ -141,7 +142,8 @@ class Commits:
         told = self.turn()
         for _ in range(4):  # what is under way, a pause, a commit of all that came meanwhile, and of a Flush after it
             self._hurry.put(None)
-            wait([future for future in (self._under_way, self._pause) if future is not None])
+            begun: list[Future[Any] | None] = [self._under_way, self._pause]
+            wait([future for future in begun if future is not None])
             told += self.turn()
         self._hurry.put(None)
         self._thread.shutdown()
