@@ -28,7 +28,8 @@ def _prompt(seed: int, length: int) -> list[int]:
     return [random.Random(seed * 10_000 + i).randrange(3, 900) for i in range(length)]
 
 
-MARKS = {"FP8 KV": NO_FP8, "tensor parallel 2": pytest.mark.long}  # two ranks on two cores take a minute to start
+LATER = ("blocks of 32 tokens, four joined to one", "tensor parallel 2")  # the latter takes a minute to start
+MARKS = {"FP8 KV": NO_FP8, **dict.fromkeys(LATER, pytest.mark.long)}
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=MARKS.get(name, ())) for name in VARIANTS])
