@@ -25,7 +25,6 @@ log = logging.getLogger("kvtier")
 RETRY_FIRST_S, RETRY_MAX_S = 0.05, 2.0  # between attempts to connect
 WELCOME_TIMEOUT_S = 5.0
 UNSENT_BYTES_MAX = 4 * 1024 * 1024  # a daemon that doesn't read is abandoned
-RECEIVE_BYTES = 64 * 1024  # of more, malloc maps and unmaps pages at every recv: 23 us instead of 2
 
 
 def default_socket() -> Path:
@@ -135,11 +134,11 @@ class Client:
             except ProtocolError as error:
                 self._drop(now, f"it sent nonsense: {error}")
                 return
-            if len(data) < RECEIVE_BYTES:
+            if len(data) < protocol.RECEIVE_BYTES:
                 return  # what else there is, the next poll hears
 
     def _recv(self, sock: socket.socket) -> bytes:
-        return sock.recv(RECEIVE_BYTES)
+        return sock.recv(protocol.RECEIVE_BYTES)
 
     def _flush(self, now: float) -> None:
         assert self._sock is not None
@@ -355,7 +354,7 @@ class WorkerClient(Client):
             super()._drop(now, why)
 
     def _recv(self, sock: socket.socket) -> bytes:
-        data, fds, _, _ = socket.recv_fds(sock, RECEIVE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+        data, fds, _, _ = socket.recv_fds(sock, protocol.RECEIVE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
         for fd in fds:
             self._close_fd()
             self._fd = fd

@@ -77,6 +77,11 @@ def load(file: Path | None, overrides: list[str]) -> Config:
     return settings
 
 
+def _key_table(capacity: int) -> _native.KeyTable:
+    """With room for the blocks that usually lie in so many bytes."""
+    return _native.KeyTable(expected=min(capacity // BLOCK_BYTES_USUAL, TABLE_KEYS_MAX))
+
+
 class Daemon:
     def __init__(self, settings: Config) -> None:
         self.settings = settings
@@ -97,7 +102,7 @@ class Daemon:
             arena.size,
             lend_share=self.settings.number("lend.max_share"),
             lease_share=self.settings.number("lease.max_share"),
-            table=_native.KeyTable(expected=min(arena.size // BLOCK_BYTES_USUAL, TABLE_KEYS_MAX)),
+            table=_key_table(arena.size),
         )
         tier = self._open_nvme(arena)
         # Without a tier that survives: a root of its own. What another kvtierd kept in its RAM can't be meant by any key,
@@ -166,8 +171,7 @@ class Daemon:
         for note in tier.notes:
             log.warning("%s", note)
         found, tier.recovered = tier.recovered, Recovered()
-        table = _native.KeyTable(expected=min(tier.extents * tier.extent_bytes // BLOCK_BYTES_USUAL, TABLE_KEYS_MAX))
-        extents = Extents(tier.extents, tier.extent_bytes, tier.drives, table)
+        extents = Extents(tier.extents, tier.extent_bytes, tier.drives, _key_table(tier.extents * tier.extent_bytes))
         odd = extents.recover(found.keys, found.places, found.sizes, found.namespaces, found.checksums)
         budget = Budget(self.settings.number("nvme.endurance_dwpd") * tier.rated_bytes, time.monotonic())
         stage_s = self.settings.number("nvme.stage_deadline_ms") / 1e3

@@ -38,8 +38,7 @@ class Demotions:
         self._first: deque[BlockKey] = deque()
         self._again: deque[BlockKey] = deque()
         self._used_again = np.zeros(ram.slots.units, dtype=bool)  # by slot
-        self._writing: dict[int, Demote] = {}  # by ticket
-        self._keys: set[BlockKey] = set()  # of these
+        self._writing: dict[BlockKey, Demote] = {}
         self._bytes = 0
         self._bytes_max = min(WRITING_BYTES_MAX, int(ram.slots.capacity * WRITING_SHARE))
         self._awaited: dict[int, set[BlockKey]] = {}  # flush -> candidates that it waits for
@@ -83,7 +82,7 @@ class Demotions:
         self._used_again[slots[slots != ABSENT]] = False
 
     def _queue(self, candidates: deque[BlockKey], key: BlockKey) -> None:
-        if key in self._extents or key in self._keys:
+        if key in self._extents or key in self._writing:
             return
         candidates.append(key)
         if len(candidates) > CANDIDATES_MAX:
@@ -98,7 +97,7 @@ class Demotions:
             candidates = self._again or self._first
             key = candidates[0]
             slot = int(self._ram.index.find(key)[0])
-            if slot == ABSENT or key in self._extents or key in self._keys:
+            if slot == ABSENT or key in self._extents or key in self._writing:
                 if slot == ABSENT and key not in self._extents:
                     self._stats.add("unwritten_blocks")
                 candidates.popleft()
@@ -126,15 +125,13 @@ class Demotions:
         namespace = self._ram.index.namespace(slot)
         demote = Demote(ticket, key, slot, place, size, namespace, self._epochs[namespace])
         self._ram.pin(np.array([slot]))
-        self._writing[ticket] = demote
-        self._keys.add(key)
+        self._writing[key] = demote
         self._bytes += size
         self.budget.spend(size)
         return demote
 
-    def finished(self, done: Finished) -> None:
-        demote = self._writing.pop(done.ticket)
-        self._keys.remove(demote.key)
+    def finished(self, demote: Demote, done: Finished) -> None:
+        del self._writing[demote.key]
         self._bytes -= demote.size
         self._ram.unpin(np.array([demote.slot]))
         if done.fault:
@@ -163,7 +160,12 @@ class Demotions:
 
     def await_all(self, flush: int) -> None:
         """Remember what is waiting or being written now."""
-        self._awaited[flush] = {*self._first, *self._again, *self._keys}
+        self._awaited[flush] = {*self._first, *self._again, *self._writing}
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether there is a flush."""
+        return bool(self._awaited)
 
     def awaited(self) -> list[int]:
         """Flushes of which all candidates were written or refused; each is named once."""
@@ -174,6 +176,6 @@ class Demotions:
 
     def _handled(self, key: BlockKey) -> None:
         """It was written, refused or has gone. If it stood among both kinds, the write that is under way decides."""
-        if key not in self._keys:
+        if key not in self._writing:
             for keys in self._awaited.values():
                 keys.discard(key)

@@ -206,7 +206,7 @@ class Extents:
         if not len(places):
             return 0
         numbers = (places // self._units).astype(np.int64)
-        order = np.lexsort((places, numbers))
+        order = np.argsort(places, kind="stable")
         firsts = order[np.unique(numbers[order], return_index=True)[1]]
         size_of, rows_of = np.zeros(len(self._extents), np.int64), np.zeros(len(self._extents), np.int64)
         for number, size in zip(numbers[firsts].tolist(), sizes[firsts].tolist()):

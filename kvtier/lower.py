@@ -17,7 +17,7 @@ from kvtier.staging import Staging
 from kvtier.stats import Stats
 from kvtier.transfer import Demote, Finished, Flush, Forget, Promote, Remember, Transfer
 
-TRANSFERS_MAX = 1024  # under way
+MOVES_MAX = 1024  # reads and writes that begin no more while so much is under way; a tier takes more
 
 
 class Lower:
@@ -59,7 +59,7 @@ class Lower:
             yield self._order(Forget(next(self._tickets), first, end))
         self._forget.clear()
         yield from self._drain(lambda ticket: self.demotions.next(ticket, now))
-        if any(isinstance(order, Remember) for order in self._under_way.values()):
+        if self.demotions.is_awaited and any(isinstance(order, Remember) for order in self._under_way.values()):
             return  # should it fail, blocks would be durable of a namespace that isn't, which is nothing
         for flush in self.demotions.awaited():
             order = Flush(next(self._tickets))
@@ -69,9 +69,9 @@ class Lower:
     def finished(self, done: Finished) -> None:
         order = self._under_way.pop(done.ticket)
         if isinstance(order, Demote):
-            self.demotions.finished(done)
+            self.demotions.finished(order, done)
         elif isinstance(order, Promote):
-            slot = self.staging.finished(done)
+            slot = self.staging.finished(order, done)
             if slot is not None:
                 self.demotions.promoted(slot)
         elif isinstance(order, Forget):
@@ -104,7 +104,7 @@ class Lower:
         return not (self._under_way or self.demotions.waiting or self._remember or self._forget)
 
     def _drain(self, following: Callable[[int], Transfer | None]) -> Iterator[Transfer]:
-        while len(self._under_way) < TRANSFERS_MAX:
+        while len(self._under_way) < MOVES_MAX:
             order = following(next(self._tickets))
             if order is None:
                 return

@@ -8,8 +8,6 @@ from pathlib import Path
 from kvtier import protocol
 from kvtier.errors import DaemonError, ProtocolError
 
-RECEIVE_BYTES = 64 * 1024
-
 
 def ask(path: Path, timeout_s: float = 2.0) -> dict[str, object]:
     """The daemon's snapshot, for commands. DaemonError says why there is none."""
@@ -35,7 +33,7 @@ def _question(path: Path, message: protocol.Message, timeout_s: float) -> protoc
             sock.connect(os.fspath(path))
             with contextlib.suppress(BrokenPipeError):  # it hung up at once; it says why
                 sock.sendall(protocol.encode(hello) + protocol.encode(message))
-            while data := sock.recv(RECEIVE_BYTES):
+            while data := sock.recv(protocol.RECEIVE_BYTES):
                 for answer in reader.feed(data):
                     if isinstance(answer, protocol.Error):
                         raise DaemonError(f"kvtierd on {path} refuses: {answer.message}")

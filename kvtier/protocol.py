@@ -33,6 +33,7 @@ from kvtier.errors import FrameError, ProtocolError
 
 VERSION = 2
 FRAME_BYTES_MAX = 1024 * 1024
+RECEIVE_BYTES = 64 * 1024  # of more, malloc maps and unmaps pages at every recv: 23 us instead of 2
 KEYS_MAX = 16384  # keys or slots in one message
 TEXT_MAX = 256  # characters of an engine's name or a label
 COUNTS_MAX = 64  # entries of a Report

@@ -28,7 +28,6 @@ from kvtier.store import BlockStore
 
 log = logging.getLogger("kvtierd")
 
-RECEIVE_BYTES = 64 * 1024  # of more, malloc maps and unmaps pages at every recv: 23 us instead of 2
 ACCEPT_PAUSE_S = 0.5  # after the process ran out of descriptors
 SHOWN_MAX = 256  # engines, and clients, in a snapshot: with the longest names they still fit a frame
 _UCRED = struct.Struct("3i")
@@ -107,7 +106,7 @@ class Server:
 
     def _on_readable(self, client: Client) -> None:
         try:
-            data = client.sock.recv(RECEIVE_BYTES)
+            data = client.sock.recv(protocol.RECEIVE_BYTES)
         except BlockingIOError:
             return
         except OSError:

@@ -56,8 +56,7 @@ class Staging:
         self._ram, self._extents, self._epochs, self._stats = ram, extents, epochs, stats
         self.waiting: dict[Asker, Waiting] = {}  # the longest first
         self.arrived: list[tuple[Asker, BlockKey]] = []  # a block that this one waited for came, or never will
-        self._reads: dict[int, _Read] = {}  # by ticket
-        self._ticket_of: dict[BlockKey, int] = {}
+        self._reads: dict[BlockKey, _Read] = {}
         self._bytes = 0
         self._bytes_max = min(READING_BYTES_MAX, int(ram.slots.capacity * READING_SHARE))
 
@@ -78,8 +77,8 @@ class Staging:
         for asker, mine in list(self.waiting.items()):
             while mine.to_read:
                 key, place, size = mine.to_read[0]
-                if key in self._ticket_of:
-                    self._reads[self._ticket_of[key]].askers.append(asker)
+                if key in self._reads:
+                    self._reads[key].askers.append(asker)
                 elif self._ram.index.find(key)[0] != ABSENT or int(self._extents.find(key)[0]) != place:
                     self.arrived.append((asker, key))  # it came or went while this one waited for its turn
                 else:
@@ -99,16 +98,13 @@ class Staging:
         namespace = self._extents.namespace(place)
         order = Promote(ticket, key, slot, place, size, self._extents.checksum(place))
         self._extents.hold(place)
-        self._reads[ticket] = _Read(order, namespace, self._epochs[namespace], [asker])
-        self._ticket_of[key] = ticket
+        self._reads[key] = _Read(order, namespace, self._epochs[namespace], [asker])
         self._bytes += size
         return order
 
-    def finished(self, done: Finished) -> int | None:
+    def finished(self, order: Promote, done: Finished) -> int | None:
         """The block is in RAM, in the slot that is returned; or it isn't. Who waited for it stands in `arrived`."""
-        read = self._reads.pop(done.ticket)
-        order = read.order
-        del self._ticket_of[order.key]
+        read = self._reads.pop(order.key)
         self._bytes -= order.size
         self._extents.let_go(order.place)
         self.arrived += [(asker, order.key) for asker in read.askers]

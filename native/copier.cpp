@@ -1,7 +1,6 @@
 #include "copier.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #include <limits>
 #include <string>
 
+#include "signals_blocked.h"
 #include "stream_copy.h"
 
 namespace kvtier {
@@ -25,21 +25,6 @@ struct Fragment {
   std::uint64_t source;
   std::uint64_t target;
   std::uint64_t end;  // where this fragment ends in the concatenation of all fragments of the job
-};
-
-// Python's main thread must get SIGINT and friends. Faults stay deliverable, or faulthandler would see nothing.
-class SignalsBlocked {
- public:
-  SignalsBlocked() {
-    sigset_t all;
-    sigfillset(&all);
-    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT}) sigdelset(&all, fault);
-    pthread_sigmask(SIG_SETMASK, &all, &before_);
-  }
-  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
- private:
-  sigset_t before_;
 };
 
 std::vector<Fragment> concatenated(const Fragments& columns) {

@@ -2,8 +2,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,45 +12,15 @@
 #include <system_error>
 
 #include "crc32c.h"
-#include "uring.h"
+#include "ring_worker.h"
+#include "signals_blocked.h"
 
 namespace kvtier {
 namespace {
 
 constexpr std::uint32_t kLargestRequest = std::uint32_t{1} << 30;  // the kernel cuts off at 2 GiB less a page
 constexpr int kMaxStalls = 1000;  // EINTR or EAGAIN in a row: whoever goes on after that is never done
-constexpr std::uint64_t kWakeTag = std::numeric_limits<std::uint64_t>::max();
-constexpr auto kShortage = std::chrono::milliseconds(1);  // until the kernel is asked again
 constexpr std::chrono::duration<double> kForever = std::chrono::hours(24 * 365);
-
-// Python's main thread must get SIGINT and friends. Faults stay deliverable, or faulthandler would see nothing.
-class SignalsBlocked {
- public:
-  SignalsBlocked() {
-    sigset_t all;
-    sigfillset(&all);
-    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT}) sigdelset(&all, fault);
-    pthread_sigmask(SIG_SETMASK, &all, &before_);
-  }
-  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
- private:
-  sigset_t before_;
-};
-
-Descriptor new_event() {
-  const int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (fd < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
-  return Descriptor(fd);
-}
-
-// Neither can fail: the counter never comes near its end.
-void raise_event(const Descriptor& event) { static_cast<void>(!eventfd_write(event.get(), 1)); }
-
-void clear_event(const Descriptor& event) {
-  eventfd_t count;
-  static_cast<void>(!eventfd_read(event.get(), &count));
-}
 
 int checked(const char* name, int value, int most) {
   if (value < 1 || value > most)
@@ -73,21 +41,6 @@ void check(const Transfer& transfer) {
 std::size_t index(Direction direction) { return static_cast<std::size_t>(direction); }
 
 }  // namespace
-
-struct FileIo::Operation : Queued {
-  std::uint64_t moved = 0;
-  int stalls = 0;
-  int error = 0;
-  std::uint32_t crc = 0;
-  Clock::time_point handed_over{};
-  std::chrono::duration<double> lasted{};
-
-  bool writes() const { return transfer.direction == Direction::kWrite; }
-  Ring::Range rest() const;
-  std::int64_t call() const;
-  bool settled_by(std::int64_t result);
-  void add_checksum();
-};
 
 // What the kernel is to do next.
 Ring::Range FileIo::Operation::rest() const {
@@ -124,143 +77,6 @@ bool FileIo::Operation::settled_by(std::int64_t result) {
 
 void FileIo::Operation::add_checksum() {
   crc = crc32c(reinterpret_cast<const void*>(transfer.address), transfer.size, transfer.seed);
-}
-
-// One ring and its thread. It hands over first and computes then, so that the kernel always has something to do.
-class FileIo::RingWorker {
- public:
-  RingWorker(FileIo& io, int part) : io_(io), part_(part), wake_(new_event()) {
-    // What is in flight and what waits for its checksum: as many of each, so that a slow CPU holds up the disk and
-    // not the other way round.
-    operations_.resize(2 * static_cast<std::size_t>(part));
-    for (std::size_t slot = 0; slot < operations_.size(); ++slot) free_.push_back(slot);
-    landed_.reserve(operations_.size());
-  }
-
-  // One worker's life. `ready` gets the exception if there can't be a ring.
-  void run(std::promise<void> ready) noexcept;
-
-  void wake() const noexcept { raise_event(wake_); }
-  int room_asleep() const { return room_asleep_; }
-  void forget_sleep() { room_asleep_ = 0; }
-
- private:
-  int in_flight() const { return static_cast<int>(operations_.size() - free_.size() - landed_.size()); }
-  int room() const { return std::min(part_ - in_flight(), part_ - static_cast<int>(landed_.size())); }
-  void arm();
-  void hand_over(std::size_t slot);
-  void take_completions();
-  void start_more();
-  bool finish_one();
-  bool sleep();
-
-  FileIo& io_;
-  const int part_;
-  const Descriptor wake_;
-  int room_asleep_ = 0;  // for how many more it sleeps; guarded by io_.mutex_
-
-  std::optional<Ring> ring_;
-  bool armed_ = false;
-  std::vector<Operation> operations_;
-  std::vector<std::size_t> free_;    // slots
-  std::vector<std::size_t> landed_;  // slots: completed by the kernel and not reported, oldest first
-};
-
-void FileIo::RingWorker::run(std::promise<void> ready) noexcept {
-  try {
-    ring_.emplace(static_cast<unsigned>(part_) + 1);
-    arm();
-    const int error = ring_->enter(false);
-    if (error != 0) throw std::system_error(error, std::generic_category(), "io_uring_enter");
-  } catch (...) {
-    ring_.reset();
-    ready.set_exception(std::current_exception());
-    return;
-  }
-  ready.set_value();
-  do {
-    take_completions();
-    start_more();
-  } while (finish_one() || sleep());
-  ring_.reset();
-}
-
-// New work must end the wait for completions, so the event that announces it is waited for in the same place.
-void FileIo::RingWorker::arm() {
-  ring_->poll_readable(wake_.get(), kWakeTag);
-  armed_ = true;
-}
-
-void FileIo::RingWorker::hand_over(std::size_t slot) {
-  const Operation& operation = operations_[slot];
-  const Ring::Range rest = operation.rest();
-  operation.writes() ? ring_->write(operation.transfer.fd, rest, slot) : ring_->read(operation.transfer.fd, rest, slot);
-  ring_->enter(false);  // what the kernel can't take now goes with the next
-}
-
-void FileIo::RingWorker::take_completions() {
-  while (const std::optional<Ring::Completion> completion = ring_->next()) {
-    if (completion->tag == kWakeTag) {
-      clear_event(wake_);
-      armed_ = false;
-      continue;
-    }
-    Operation& operation = operations_[completion->tag];
-    if (!operation.settled_by(completion->result)) {
-      hand_over(completion->tag);
-      continue;
-    }
-    landed_.push_back(completion->tag);
-    const std::lock_guard lock(io_.mutex_);
-    io_.completed(operation);
-  }
-}
-
-void FileIo::RingWorker::start_more() {
-  while (room() > 0) {
-    Operation* operation;
-    {
-      const std::lock_guard lock(io_.mutex_);
-      if (!io_.can_start()) return;
-      operation = &operations_[free_.back()];
-      *operation = {io_.take()};
-    }
-    const std::size_t slot = free_.back();
-    free_.pop_back();
-    if (operation->writes()) operation->add_checksum();
-    operation->handed_over = Clock::now();
-    hand_over(slot);
-  }
-}
-
-// One only: then it is time to look for completions and to start more.
-bool FileIo::RingWorker::finish_one() {
-  if (landed_.empty()) return false;
-  const std::size_t slot = landed_.front();
-  Operation& operation = operations_[slot];
-  if (!operation.writes() && operation.error == 0) operation.add_checksum();
-  {
-    const std::lock_guard lock(io_.mutex_);
-    io_.report(operation);
-  }
-  landed_.erase(landed_.begin());
-  free_.push_back(slot);
-  return true;
-}
-
-// Until something completes or somebody wakes it. False when there is nothing left to live for.
-bool FileIo::RingWorker::sleep() {
-  {
-    const std::lock_guard lock(io_.mutex_);
-    if (io_.drained() && in_flight() == 0) return false;
-    if (room() > 0 && io_.can_start()) return true;
-    room_asleep_ = room();
-  }
-  if (!armed_) arm();
-  if (ring_->enter(true) != 0) std::this_thread::sleep_for(kShortage);
-  const std::lock_guard lock(io_.mutex_);
-  room_asleep_ = 0;
-  return true;
 }
 
 FileIo::FileIo(int depth, int threads, const std::string& backend)

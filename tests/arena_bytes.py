@@ -5,7 +5,7 @@ import mmap
 
 from kvtierd import SLOT, KVTierd, Worker
 
-from kvtier.block import KEY_BYTES, SLOT_UNIT
+from kvtier.block import SLOT_UNIT
 
 
 class ArenaBytes:
@@ -29,7 +29,3 @@ class ArenaBytes:
 def content_of(key: bytes, size: int = SLOT) -> bytes:
     """The bytes that a test's engine saves under this key: every byte depends on it."""
     return hashlib.shake_128(key).digest(size)
-
-
-def keys_of(packed: bytes) -> list[bytes]:
-    return [packed[i : i + KEY_BYTES] for i in range(0, len(packed), KEY_BYTES)]

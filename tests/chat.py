@@ -3,11 +3,11 @@
 import itertools
 from pathlib import Path
 
-from arena_bytes import ArenaBytes, content_of, keys_of
+from arena_bytes import ArenaBytes, content_of
 from kvtierd import Engine, KVTierd
 
 from kvtier import protocol
-from kvtier.block import BELOW, unpack_slots
+from kvtier.block import BELOW, unpack_keys, unpack_slots
 
 BLOCK = 1024**2
 NAMES = itertools.count()
@@ -37,7 +37,7 @@ class Chat:
 
     def save(self, packed: bytes) -> None:
         """As many at a time as slots are lent."""
-        for key in keys_of(packed):
+        for key in unpack_keys(packed):
             while not self.engine.lent:
                 self.engine.lent += unpack_slots(self.engine.hear(protocol.Lend).slots).tolist()
             self.arena.write(self.engine.lent[0], content_of(key, BLOCK))
@@ -46,7 +46,7 @@ class Chat:
     def load(self, packed: bytes) -> int:
         """How many were found, from the first on; what was found must be right."""
         slots = self.engine.lookup(packed)
-        for key, slot in zip(keys_of(packed), slots, strict=True):
+        for key, slot in zip(unpack_keys(packed), slots, strict=True):
             if slot < BELOW:
                 assert self.arena.read(slot, BLOCK) == content_of(key, BLOCK), "wrong bytes were served"
         self.engine.release(len(slots))

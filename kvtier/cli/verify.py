@@ -71,8 +71,8 @@ def _scrub(paths: list[Path]) -> Report:
     capacity = sum((path / BLOCKS).stat().st_size for path in paths)
     tier = NvmeTier(paths, capacity, 0)
     found, report = tier.recovered, Report(bad_records=tier.bad_records, notes=tier.notes)
-    largest = max(int(found.sizes.max(initial=0)), PAGE_BYTES) // PAGE_BYTES * PAGE_BYTES
-    arena = _native.Arena.create(READS * (largest + PAGE_BYTES), "kvtier-verify", pin=False)
+    pages = -(-int(found.sizes.max(initial=1)) // PAGE_BYTES)  # for the largest block
+    arena = _native.Arena.create(READS * pages * PAGE_BYTES, "kvtier-verify", pin=False)
     tier.arena_address = arena.address
     with Progress(console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task("reading", total=int(found.sizes.sum()))

@@ -126,13 +126,15 @@ class Catalogue:
         return secrets.token_bytes(SECRET_BYTES), np.empty(0, RECORD), {}
 
     def _tables(self) -> tuple[dict[bytes, "Table"], bytes]:
-        """All that is in the file, and the root secret. A drive may fail once: a second look decides."""
-        try:
-            tables = _read(self.path)
-            return tables, self._root(tables[META])
-        except Unreadable:
-            tables = _read(self.path)
-            return tables, self._root(tables[META])
+        """All that is in the file, and the root secret. A drive may fail once: the last look decides."""
+        for last_look in (False, True):
+            try:
+                tables = _read(self.path)
+                return tables, self._root(tables[META])
+            except Unreadable:
+                if last_look:
+                    raise
+        raise AssertionError
 
     def _root(self, table: "Table") -> bytes:
         if not (rows := table.proven()):

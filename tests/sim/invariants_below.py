@@ -77,7 +77,7 @@ def transfers_are_accounted(store: BlockStore, below: ExpectedBelow, drives: Dri
     lower = store.lower
     assert lower is not None
     assert set(lower._under_way) == set(below.under_way) == set(drives.tier.under_way), "what is under way"
-    assert lower.demotions._keys == {order.key for order in below.writes()}
+    assert set(lower.demotions._writing) == {order.key for order in below.writes()}
     assert lower.demotions.writing_bytes == sum(order.size for order in below.writes()), "writing_bytes"
     assert lower.staging.reading_bytes == sum(read.order.size for read in below.reads.values()), "reading_bytes"
     assert abs(lower.demotions.budget.left - below.left) < 2 + below.bytes_per_day / 1000, "what is left of the budget"

@@ -8,17 +8,12 @@ import numpy as np
 
 from kvtier.block import BELOW
 from kvtier.store import BlockStore
-from kvtier.transfer import Demote, Finished, Forget, Remember
+from kvtier.transfer import Demote, Finished, Forget, Promote, Remember
 
 
-class Blind(set):
+class Blind(dict):
     """Holds what it holds and says that it doesn't."""
 
-    def __contains__(self, item: object) -> bool:
-        return False
-
-
-class BlindDict(dict):
     def __contains__(self, item: object) -> bool:
         return False
 
@@ -51,7 +46,7 @@ def a_write_pins_for_ever(store: BlockStore) -> None:
 
 
 def a_key_is_written_twice_at_a_time(store: BlockStore) -> None:
-    store.lower.demotions._keys = Blind()
+    store.lower.demotions._writing = Blind()
 
 
 def writes_have_no_bound(store: BlockStore) -> None:
@@ -70,10 +65,8 @@ def a_write_of_a_reset_namespace_is_added(store: BlockStore) -> None:
     demotions = store.lower.demotions
     sound = demotions.finished
 
-    def finished(done: Finished) -> None:
-        demote = demotions._writing[done.ticket]
-        demotions._writing[done.ticket] = replace(demote, epoch=demotions._epochs[demote.namespace])
-        sound(done)
+    def finished(demote: Demote, done: Finished) -> None:
+        sound(replace(demote, epoch=demotions._epochs[demote.namespace]), done)
 
     demotions.finished = finished
 
@@ -108,11 +101,10 @@ def a_failed_read_gives_its_slot_back_twice(store: BlockStore) -> None:
     staging = store.lower.staging
     sound = staging.finished
 
-    def finished(done: Finished) -> int | None:
-        slot = staging._reads[done.ticket].order.slot
-        kept = sound(done)
+    def finished(order: Promote, done: Finished) -> int | None:
+        kept = sound(order, done)
         if done.fault:
-            store.ram.slots.give(slot)
+            store.ram.slots.give(order.slot)
         return kept
 
     staging.finished = finished
@@ -122,9 +114,9 @@ def a_failed_read_leaks_its_slot(store: BlockStore) -> None:
     staging = store.lower.staging
     sound, give = staging.finished, store.ram.slots.give
 
-    def finished(done: Finished) -> int | None:
+    def finished(order: Promote, done: Finished) -> int | None:
         store.ram.slots.give = lambda slot: None
-        kept = sound(done)
+        kept = sound(order, done)
         store.ram.slots.give = give
         return kept
 
@@ -133,28 +125,28 @@ def a_failed_read_leaks_its_slot(store: BlockStore) -> None:
 
 def a_failed_read_is_served(store: BlockStore) -> None:
     sound = store.lower.staging.finished
-    store.lower.staging.finished = lambda done: sound(replace(done, fault=""))
+    store.lower.staging.finished = lambda order, done: sound(order, replace(done, fault=""))
 
 
 def a_corrupt_block_is_not_dropped(store: BlockStore) -> None:
     sound = store.lower.staging.finished
-    store.lower.staging.finished = lambda done: sound(replace(done, fault=done.fault and "io"))
+    store.lower.staging.finished = lambda order, done: sound(order, replace(done, fault=done.fault and "io"))
 
 
 def a_read_of_a_reset_namespace_is_kept(store: BlockStore) -> None:
     staging = store.lower.staging
     sound = staging.finished
 
-    def finished(done: Finished) -> int | None:
-        read = staging._reads[done.ticket]
+    def finished(order: Promote, done: Finished) -> int | None:
+        read = staging._reads[order.key]
         read.epoch = staging._epochs[read.namespace]
-        return sound(done)
+        return sound(order, done)
 
     staging.finished = finished
 
 
 def a_key_is_read_twice_at_a_time(store: BlockStore) -> None:
-    store.lower.staging._ticket_of = BlindDict()
+    store.lower.staging._reads = Blind()
 
 
 def reads_have_no_bound(store: BlockStore) -> None:
