@@ -1,1 +1,2 @@
-"""What engines load. One folder an engine; today vLLM. Sees of kvtier only client, block, config, errors and _native."""
+"""What engines load. One folder an engine; today vLLM. Sees of kvtier only client, block, cost,
+config, errors, protocol and _native."""

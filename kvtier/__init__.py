@@ -23,25 +23,34 @@ The nouns. No others exist without standing here:
     Engine      the scheduler and the workers of one running engine. What it holds goes back when the last of them is gone
     Lease       an engine's right to read placements; ends by release, or with the engine
     Transfer    one order to the tier below the arena, and its end. The Mover hands them over
+    Link        one tier's way to where its blocks are needed: its queue exactly, its latency and bandwidth learnt
+    Prefill     how long an engine computes prompt tokens, learnt from its steps. Its Pace is what it says of that
+    Estimate    what taking a Candidate, the blocks up to one tier's boundary, would mean for a request; what it assumes
+    Decision    how many of a request's matched blocks it is offered, why, and what came of it (its outcome)
+    Guard       turns a tier off that makes requests wait longer than they would without it
+    Ghost       the key of a block that is not here any more, and why
+    Witness     a key that is the same in all namespaces, of a prompt's first block: names no block, explains a miss
+    Calibration what was measured on a machine, and how fast its engines were
     Generation  names one stay of one engine at one daemon. After a disconnect there is a new one, so that slots of the
                 former can't be written by mistake
 
 The verbs: *save* and *load* (engine to arena, arena to engine); *demote* and *promote* (arena to drives and back);
-*stage*: promote for a lookup that waits; *evict* drops a placement; *lend*, *commit* and *give back* slots; *close* a
-slab that another size needs; *reclaim* an extent; *lookup* and *release* leases.
+*stage*: promote for a lookup that waits; *hold out*: serve a request without loads, to see what others gain; *evict*
+drops a placement; *lend*, *commit* and *give back* slots; *close* a slab that another size needs; *reclaim* an extent;
+*lookup* and *release* leases.
 
 Layers; a file imports only from lower ones. What decides, layers 0 to 6, is pure: no clock, no randomness, no I/O.
 
     0  errors block
-    1  index arena policy stats protocol config transfer admission
-    2  ram extents
-    3  demotion staging
-    4  lower
+    1  index arena policy stats protocol config transfer admission estimators guard ghosts
+    2  ram extents cost
+    3  demotion staging decision
+    4  lower deciding
     5  leases
     6  store
-    7  client observer listener members failpoint
-    8  tiers
-    9  mover server
+    7  client observer listener members failpoint dispatch decision_log
+    8  tiers replay calibration
+    9  mover server measuring experience
     10  daemon cli
 """
 

@@ -24,7 +24,7 @@ SECRET_BYTES = 32
 SLOT_UNIT = 64 * 1024  # bytes; slots begin at multiples of this and are named by offset / SLOT_UNIT
 SLOT_TYPE = np.dtype("<u4")  # how slot numbers travel; 64 KiB units reach 256 TiB
 ABSENT = 0xFFFFFFFF  # in an answer: this key is nowhere
-BELOW = 0xFFFFFFFE  # in an answer: it can't be loaded now, but a lower tier has it; it needn't be saved
+BELOW = 0xFFFFFFFE  # in an answer: it is not offered, but it is here, or a lower tier has it; it needn't be saved
 
 
 def namespace_digest(facts: Mapping[str, object]) -> bytes:
@@ -36,6 +36,11 @@ def namespace_digest(facts: Mapping[str, object]) -> bytes:
 def namespace_secret(root: bytes, digest: bytes, epoch: int) -> bytes:
     """The secret that keys of this namespace and epoch are made with. 32 bytes."""
     return hashlib.blake2b(digest + epoch.to_bytes(8, "big"), key=root, digest_size=SECRET_BYTES).digest()
+
+
+def witness_secret(root: bytes) -> bytes:
+    """What witnesses are made with: keys that are the same in every namespace, and name no block. 32 bytes."""
+    return hashlib.blake2b(b"witness", key=root, digest_size=SECRET_BYTES).digest()
 
 
 def private_secret(secret: bytes, token: bytes) -> bytes:

@@ -13,6 +13,7 @@ import socket
 import time
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -188,6 +189,7 @@ class SchedulerClient(Client):
     def __init__(self, path: Path, hello: protocol.Hello, workers: int) -> None:
         super().__init__(path, hello)
         self.secret = b""  # what keys are made with; changes with the generation and with a reset
+        self.witness_secret = b""  # what witnesses are made with; empty before the first Welcome
         self._workers_needed = workers
         self._workers = 0
         self._lent: deque[int] = deque()
@@ -204,17 +206,23 @@ class SchedulerClient(Client):
         """The daemon is there and every worker of this engine has mapped its arena."""
         return self.generation != 0 and self._workers >= self._workers_needed
 
-    def lookup(self, keys: bytes, skip: int, now: float) -> int:
-        """Ask which of these packed keys are there, the first `skip` only for knowing. The answer comes under the
-        returned lease, which must be released even if the answer is never read."""
+    def lookup(self, keys: bytes, skip: int, now: float, **of_request: Any) -> int:
+        """Ask which of these packed keys are there, the first `skip` only for knowing. `of_request`: further fields of
+        protocol.Lookup. The answer comes under the returned lease, which must be released even if it is never read."""
         self._last_lease += 1
         self._found[self._last_lease] = None
         self._heard_at[self._last_lease] = now
-        self.send(protocol.encode_lookup(self._last_lease, keys, skip), now)
+        self.send(protocol.encode(protocol.Lookup(self._last_lease, keys, skip, **of_request)), now)
         return self._last_lease
 
+    def due(self, lease: int, now: float) -> None:
+        """The request that asked could run now. From here on the daemon's silence counts."""
+        if lease in self._found:
+            self._heard_at[lease] = now
+            self.send(protocol.encode(protocol.Due(lease)), now)
+
     def answer(self, lease: int) -> np.ndarray | None:
-        """uint32[n], ABSENT for what isn't there, BELOW for what can't be loaded now; None while there is no answer."""
+        """uint32[n], ABSENT for what isn't there, BELOW for what is but isn't offered; None while there is no answer."""
         return self._found.get(lease)
 
     def silent_s(self, lease: int, now: float) -> float:
@@ -222,11 +230,16 @@ class SchedulerClient(Client):
         now and then; a daemon that is silent is frozen."""
         return now - self._heard_at.get(lease, now)
 
-    def release(self, lease: int, loaded: int, now: float) -> None:
+    def release(self, lease: int, loaded: int, now: float, load_us: int = 0) -> None:
         """The lease is over. One from before the last disconnect is over already."""
         self._heard_at.pop(lease, None)
         if self._found.pop(lease, _NEVER) is not _NEVER:
-            self.send(protocol.encode(protocol.Release(lease, loaded)), now)
+            self.send(protocol.encode(protocol.Release(lease, loaded, load_us)), now)
+
+    @property
+    def slots_at_hand(self) -> int:
+        """That were lent in advance and are not used yet."""
+        return len(self._lent)
 
     def borrow(self, n: int) -> list[int]:
         """Up to n slots that were lent in advance."""
@@ -261,6 +274,12 @@ class SchedulerClient(Client):
     def report(self, counts: dict[str, int], now: float) -> None:
         self.send(protocol.encode(protocol.Report(counts)), now)
 
+    def pace(self, counts: dict[str, int], now: float) -> None:
+        self.send(protocol.encode(protocol.Pace(counts)), now)
+
+    def outcome(self, request: str, counts: dict[str, int], now: float) -> None:
+        self.send(protocol.encode(protocol.Outcome(request, counts)), now)
+
     def reset(self, now: float) -> None:
         """Nothing that was saved so far may be served again. It holds from this moment, daemon or no daemon: this
         engine's keys change, for as long as it lives and whatever daemon it meets. The daemon drops the rest."""
@@ -281,6 +300,7 @@ class SchedulerClient(Client):
 
     def _welcomed(self, message: protocol.Welcome, now: float) -> None:
         self._shared = message.secret
+        self.witness_secret = message.witness_secret
         self.secret = private_secret(message.secret, self._private) if self._private else message.secret
         self._wanted = self.hello.lend
         if self._reset_due:

@@ -51,10 +51,21 @@ DAEMON = (
     Option("nvme.io", "auto", "text", "io_uring, threads, or auto: threads where io_uring is refused."),
     Option("nvme.endurance_dwpd", 1.0, "drive writes a day", "How much of the drives' size kvtier may write in a day: "
            "what their maker rates them for, or less. Over it, blocks are not written.", 0, 1000),
-    Option("nvme.stage_deadline_ms", 1000, "ms", "A lookup waits this long for blocks from the drives; then the request "
-           "goes on with what has come, and the rest is computed.", 1, 60_000),
+    Option("nvme.stage_deadline_ms", 30_000, "ms", "A lookup waits this long for blocks from the drives; then the request "
+           "goes on with what has come, and the rest is computed. Mostly it is found earlier that computing is faster; "
+           "this is for when nothing is known.", 1, 600_000),
     Option("nvme.drain_s", 20, "s", "At SIGTERM: how long kvtierd goes on to write what is worth it. The service manager "
            "must give it more.", 0, 3600),
+    Option("cost.mode", "decide", "text", "decide: fetch where that is expected to be faster than to compute. always: "
+           "fetch whatever is here. shadow: decide and log, but never load."),
+    Option("cost.holdout", 0.01, "share", "So many requests go without, to see what the others gain; a tier that is "
+           "slower than computing for a minute turns itself off. 0: none, and tiers are judged by predictions "
+           "alone.", 0, 0.5),
+    Option("cost.state", "", "path", "A folder for what kvtierd learns of this machine and for the log of its decisions. "
+           "Empty: $STATE_DIRECTORY, else kvtier below $XDG_STATE_HOME or ~/.local/state."),
+    Option("cost.log_bytes", 64 * MIB, "bytes", "How much of decisions.jsonl is kept, over 4 files; 0: no log.", 0, TIB),
+    Option("cost.calibrate_s", 2.0, "s", "How long the drives and the memory are measured beside the first requests, when "
+           "this machine has not been measured before. 0: never.", 0, 600),
     Option("log.level", "info", "text", "debug, info, warning or error."),
 )  # fmt: skip
 

@@ -15,8 +15,11 @@ from kvtier import __version__, _native, config
 from kvtier.admission import Budget
 from kvtier.client import default_socket
 from kvtier.config import Config, format_size
+from kvtier.deciding import MODES
 from kvtier.errors import ConfigError, DaemonError, KVTierError
+from kvtier.experience import Experience
 from kvtier.extents import Extents
+from kvtier.guard import Guard
 from kvtier.mover import Mover
 from kvtier.server import Server
 from kvtier.store import BlockStore
@@ -74,6 +77,8 @@ def load(file: Path | None, overrides: list[str]) -> Config:
     settings = Config(config.DAEMON, given, where)
     if settings.text("log.level") not in LEVELS:
         raise ConfigError(f"{where}log.level = {settings['log.level']!r} is none of {', '.join(LEVELS)}")
+    if settings.text("cost.mode") not in MODES:
+        raise ConfigError(f"{where}cost.mode = {settings['cost.mode']!r} is none of {', '.join(MODES)}")
     return settings
 
 
@@ -104,7 +109,13 @@ class Daemon:
             lease_share=self.settings.number("lease.max_share"),
             table=_key_table(arena.size),
         )
-        tier = self._open_nvme(arena)
+        paths = [Path(path.strip()) for path in self.settings.text("nvme.paths").split(",") if path.strip()]
+        experience = self._experience = Experience(self.settings, paths)
+        decisions = self._store.decisions
+        decisions.mode = self.settings.text("cost.mode")
+        decisions.guard = Guard(self.settings.number("cost.holdout"))
+        decisions.epoch_s = time.time() - time.monotonic()
+        tier = self._open_nvme(arena, paths)
         # Without a tier that survives: a root of its own. What another kvtierd kept in its RAM can't be meant by any key,
         # and none of its slots by any generation.
         root = tier.root if tier is not None else secrets.token_bytes(32)
@@ -117,7 +128,9 @@ class Daemon:
             server.lower_state = tier.state
             self._mover = Mover(self._store, tier, self._after_event)
             self._mover.listen()
-            self._tick()
+        experience.begin(self._store, time.monotonic())
+        server.on_join, server.on_leave = experience.joined, experience.left
+        self._tick()
         server.listen(self.path)
         gc.collect()
         gc.freeze()  # what lives as long as the daemon need not be walked again
@@ -134,6 +147,7 @@ class Daemon:
             if not self._status and not await self._drain(self.settings.number("nvme.drain_s")):
                 log.warning("not all blocks could be written to the drives; raise nvme.drain_s if the drives are slow")
             self._mover.close()
+        await self._experience.end()
         log.info("kvtierd ends")
 
     async def _drain(self, within_s: float) -> bool:
@@ -155,15 +169,16 @@ class Daemon:
                 self._server.flushed(flush, is_durable)
 
     def _tick(self) -> None:
-        """Time passes: for lookups that wait, for the write budget, for a drive that was full."""
+        """Time passes: for lookups that wait, for the write budget, for a drive that was full, for what is to be logged."""
         self._loop.call_later(TICK_S, self._tick)
-        self._store.leases.expire(time.monotonic())
+        now = time.monotonic()
+        self._store.leases.replan(now)
+        self._experience.tick(now)
         self._after_event()
         self._server.beat()
 
-    def _open_nvme(self, arena: _native.Arena) -> NvmeTier | None:
+    def _open_nvme(self, arena: _native.Arena, paths: list[Path]) -> NvmeTier | None:
         """Attached to the store, with all that survived. DaemonError names the setting that cures it."""
-        paths = [Path(path.strip()) for path in self.settings.text("nvme.paths").split(",") if path.strip()]
         if not paths:
             return None
         begun = time.monotonic()
@@ -175,7 +190,7 @@ class Daemon:
         odd = extents.recover(found.keys, found.places, found.sizes, found.namespaces, found.checksums)
         budget = Budget(self.settings.number("nvme.endurance_dwpd") * tier.rated_bytes, time.monotonic())
         stage_s = self.settings.number("nvme.stage_deadline_ms") / 1e3
-        self._store.attach(extents, budget, stage_s, found.remembered)
+        self._store.attach(extents, budget, stage_s, found.remembered, self._experience.drives_link())
         size = format_size(extents.used_bytes)
         log.info("%s blocks (%s) found on %d drives in %.2f s, by %s", f"{len(extents):,}", size, tier.drives,
                  time.monotonic() - begun, tier.io_backend)  # fmt: skip

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from kvtier.admission import Budget
+from kvtier.cost import Link
 from kvtier.demotion import Demotions
 from kvtier.extents import Extents
 from kvtier.ram import Ram
@@ -21,11 +22,12 @@ MOVES_MAX = 1024  # reads and writes that begin no more while so much is under w
 
 
 class Lower:
-    def __init__(self, ram: Ram, extents: Extents, budget: Budget, stats: Stats) -> None:
+    def __init__(self, ram: Ram, extents: Extents, budget: Budget, stats: Stats, link: Link) -> None:
+        self._ram = ram
         self.extents = extents
         self.epochs: dict[int, int] = {}  # the present epoch of each namespace, by its number
         self.demotions = Demotions(ram, extents, budget, self.epochs, stats)
-        self.staging = Staging(ram, extents, self.epochs, stats)
+        self.staging = Staging(ram, extents, self.epochs, stats, link)
         self._stats = stats
         self._tickets = itertools.count(1)
         self._under_way: dict[int, Transfer] = {}
@@ -41,7 +43,7 @@ class Lower:
 
     def transfers(self, now: float, writable: bool) -> list[Transfer]:
         """What is to be started now. Reads first."""
-        orders: list[Transfer] = list(self._drain(self.staging.next))
+        orders: list[Transfer] = list(self._drain(lambda ticket: self.staging.next(ticket, now)))
         if writable:
             orders += self._writes(now)
         return orders
@@ -55,6 +57,9 @@ class Lower:
             self._forget.append((first, end))
             self._stats.add("forgotten_blocks", len(keys))
             self.demotions.forgotten(keys)
+            for key in keys:
+                if key not in self._ram.index:
+                    self._ram.ghosts.add(key, "its room on the drives was needed")
         for first, end in self._forget:
             yield self._order(Forget(next(self._tickets), first, end))
         self._forget.clear()
@@ -66,12 +71,12 @@ class Lower:
             self._flush_of[order.ticket] = flush
             yield self._order(order)
 
-    def finished(self, done: Finished) -> None:
+    def finished(self, done: Finished, now: float) -> None:
         order = self._under_way.pop(done.ticket)
         if isinstance(order, Demote):
             self.demotions.finished(order, done)
         elif isinstance(order, Promote):
-            slot = self.staging.finished(order, done)
+            slot = self.staging.finished(order, done, now)
             if slot is not None:
                 self.demotions.promoted(slot)
         elif isinstance(order, Forget):

@@ -24,7 +24,7 @@ class Mover:
 
     def _on_news(self) -> None:
         for done in self._tier.poll():
-            self._store.finished(done)
+            self._store.finished(done, time.monotonic())
         self._after_news()
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 from kvtier import protocol
 from kvtier.errors import DaemonError, ProtocolError
@@ -21,6 +22,13 @@ def flush(path: Path, timeout_s: float) -> bool:
     answer = _question(path, protocol.Flush(), timeout_s)
     assert isinstance(answer, protocol.Flushed)
     return bool(answer.is_durable)
+
+
+def explain(path: Path, request: str, last: int = 1, timeout_s: float = 2.0) -> list[dict[str, Any]]:
+    """Decision records, the newest last: of the request, or of the `last` newest requests if it is "last"."""
+    answer = _question(path, protocol.Explain(request[: protocol.TEXT_MAX], last), timeout_s)
+    assert isinstance(answer, protocol.Explained)
+    return list(answer.state["decisions"])
 
 
 def _question(path: Path, message: protocol.Message, timeout_s: float) -> protocol.Message:

@@ -18,7 +18,12 @@ travel: the arena's descriptor goes with Welcome (SCM_RIGHTS), to workers only.
     Reset      nothing saved so far counts
     Report     what I counted
     Ask        observer: what is there?
+    Due        a request that asked could run    Explained  the answer to Explain
+               now
+    Pace       how fast I am, how busy
+    Outcome    what became of a request
     Flush      observer: let it survive a crash
+    Explain    observer: why did you decide so?
 """
 
 import struct
@@ -31,7 +36,7 @@ import msgpack
 from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_TYPE
 from kvtier.errors import FrameError, ProtocolError
 
-VERSION = 2
+VERSION = 3
 FRAME_BYTES_MAX = 1024 * 1024
 RECEIVE_BYTES = 64 * 1024  # of more, malloc maps and unmaps pages at every recv: 23 us instead of 2
 KEYS_MAX = 16384  # keys or slots in one message
@@ -63,6 +68,7 @@ class Welcome:
     capacity: int  # bytes of the arena, whose descriptor goes with this frame to a worker
     secret: bytes  # what keys of this namespace and epoch are made with; empty unless to a scheduler
     lend: int  # how many slots the engine may hold
+    witness_secret: bytes = b""  # what witnesses are made with, the same for all namespaces; empty unless to a scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +86,24 @@ class Lookup:
     lease: int
     keys: bytes
     skip: int = 0  # so many of the first need not be staged: the engine has them
+    request: str = ""  # the engine's name for it; empty: the lookup is only for knowing
+    prompt_tokens: int = 0
+    resident_tokens: int = 0  # that the engine's own cache has
+    backlog_us: int = 0  # of prefill work that is ahead of it
+    witness: bytes = b""  # of its first block: one key, or none
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     lease: int
-    slots: bytes  # one a key, ABSENT where it isn't here, BELOW where it can't be loaded now
+    slots: bytes  # one a key, ABSENT where it isn't here, BELOW where it is but is not offered
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
     lease: int
     loaded: int  # blocks of it that were loaded
+    load_us: int = 0  # from the order to its end on all ranks; 0: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +173,33 @@ class Flushed:
 
 
 @dataclass(frozen=True, slots=True)
+class Due:
+    lease: int  # of a lookup that still waits: nothing is ahead of its request any more
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    counts: dict[str, int]  # cost.Prefill.to_counts and cost.Pressure
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    request: str
+    counts: dict[str, int]  # decision.OUTCOME
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    request: str  # or "last"
+    last: int  # so many of the newest
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Error:
     code: str
     message: str
@@ -168,19 +207,22 @@ class Error:
 
 Message = (
     Hello | Welcome | Mapped | Workers | Lookup | Found | Release | Lend | Commit | GiveBack | Touch
-    | Want | Reset | Report | Drain | Ask | Snapshot | Staging | Flush | Flushed | Error
+    | Want | Reset | Report | Drain | Ask | Snapshot | Staging | Flush | Flushed | Due | Pace | Outcome
+    | Explain | Explained | Error
 )  # fmt: skip
 
 # A code is for ever: a new message gets a new one, and a changed message a new VERSION.
 _CODES: dict[int, type] = {
     1: Hello, 2: Welcome, 3: Mapped, 4: Workers, 5: Lookup, 6: Found, 7: Release, 8: Lend, 9: Commit, 10: GiveBack,
     11: Touch, 12: Reset, 13: Report, 14: Drain, 15: Ask, 16: Snapshot, 17: Error, 18: Want,
-    19: Staging, 20: Flush, 21: Flushed,
+    19: Staging, 20: Flush, 21: Flushed, 22: Due, 23: Pace, 24: Outcome, 25: Explain, 26: Explained,
 }  # fmt: skip
 _CODE_OF = {kind: code for code, kind in _CODES.items()}
 _TYPES = {kind: tuple((f.name, f.type) for f in fields(kind)) for kind in _CODE_OF}
 _WHOLE = {  # bytes fields are arrays of fixed-size entries
     "keys": KEY_BYTES,
+    "witness": KEY_BYTES,
+    "witness_secret": SECRET_BYTES,
     "slots": SLOT_TYPE.itemsize,
     "namespace": 1,
     "secret": SECRET_BYTES,
@@ -191,12 +233,6 @@ def encode(message: Message) -> bytes:
     kind = type(message)
     body = msgpack.packb([_CODE_OF[kind], *[getattr(message, name) for name, _ in _TYPES[kind]]], default=_largest)
     assert len(body) <= FRAME_BYTES_MAX, type(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-def encode_lookup(lease: int, keys: bytes, skip: int) -> bytes:
-    """encode(Lookup(...)), a few microseconds sooner: this one is on the engine's critical path."""
-    body = msgpack.packb((5, lease, keys, skip))
     return _LENGTH.pack(len(body)) + body
 
 
@@ -244,6 +280,8 @@ def _check(message: str, name: str, expected: Any, value: object) -> None:
     elif expected is bytes:
         if type(value) is not bytes or len(value) % _WHOLE[name]:
             raise FrameError(f"{message}.{name} is not a whole number of {_WHOLE[name]}-byte entries")
+        if name == "witness" and len(value) > KEY_BYTES:
+            raise FrameError(f"{message}.{name} is no single key")
         if len(value) > KEYS_MAX * _WHOLE[name]:
             raise ProtocolError("too_many", f"{message}.{name} has more than {KEYS_MAX} entries")
     elif type(value) is not dict:

@@ -21,6 +21,7 @@ import numpy as np
 
 from kvtier.arena import Slots
 from kvtier.block import SLOT_UNIT, BlockKey
+from kvtier.ghosts import Ghosts
 from kvtier.index import Index, Table
 from kvtier.policy import Lru
 from kvtier.stats import Stats
@@ -28,6 +29,7 @@ from kvtier.stats import Stats
 
 class Ram:
     def __init__(self, capacity: int, stats: Stats, table: Table | None = None) -> None:
+        self.ghosts = Ghosts()
         self.slots = Slots(capacity)
         self.index = Index(self.slots.units, table)
         self.lru = Lru(self.slots.units, self.slots.slab_units)
@@ -45,14 +47,16 @@ class Ram:
         if self.slots.closing is None:
             self._closing_for = 0
 
-    def takes(self, size: int) -> Iterator[int]:
-        """Slots of this size, one after the other, evicting what must go for each. It ends when nothing more can go."""
+    def takes(self, size: int, whom: str) -> Iterator[int]:
+        """Slots of this size, one after the other, evicting what must go for each. It ends when nothing more can go.
+        `whom` they are for, is remembered of what goes."""
+        cause = f"its room in RAM was needed {whom}"
         compares = True  # with other sizes: once is enough, it costs a look at every slab
         while True:
             slot = self.slots.take(size)
             if slot is not None:
                 yield slot
-            elif self._make_room(size, compares):
+            elif self._make_room(size, compares, cause):
                 compares = False
             else:
                 return
@@ -85,7 +89,7 @@ class Ram:
 
     # --- how: what must go -------------------------------------------------------------------------------------
 
-    def _make_room(self, size: int, compares: bool) -> bool:
+    def _make_room(self, size: int, compares: bool, cause: str) -> bool:
         """Whether a slot of this size can be taken now, for what was used least recently has gone.
 
         That is this size's oldest block; or a whole slab of another size, when its blocks are on the mean older than
@@ -94,13 +98,13 @@ class Ram:
         those of the others.
         """
         own = self.lru.oldest(size // SLOT_UNIT, lambda slot: not self.index.is_pinned(slot))
-        if (own is None or compares) and self._clear_slab(size, own):
+        if (own is None or compares) and self._clear_slab(size, own, cause):
             return True
         if own is not None:
-            self._evict(own)
+            self._evict(own, cause)
         return own is not None
 
-    def _clear_slab(self, size: int, own: int | None) -> bool:
+    def _clear_slab(self, size: int, own: int | None, cause: str) -> bool:
         """Whether a slab of another size is whole now. If slots of the best one are taken or pinned it will be later:
         it is closed. Only one is closing at a time, for what its engines save there meanwhile is lost."""
         sizes = self.slots.size_of_slab
@@ -119,10 +123,11 @@ class Ram:
             self._closing_for = size
         for slot in self.slots.slots_of(slab):
             if self.index.holds(slot):
-                self._evict(slot)
+                self._evict(slot, cause)
         return not held[slab]
 
-    def _evict(self, slot: int) -> None:
+    def _evict(self, slot: int, cause: str) -> None:
+        self.ghosts.add(self.index.key(slot), cause)
         self._drop(slot)
         self._stats.add("evicted_blocks")
 

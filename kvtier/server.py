@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from kvtier import __version__, protocol
-from kvtier.block import KEY_BYTES, namespace_secret, pack_slots, unpack_slots
+from kvtier import __version__, dispatch, protocol
+from kvtier.block import namespace_secret, pack_slots, witness_secret
 from kvtier.config import Config
 from kvtier.errors import CODES, OrderError, ProtocolError
 from kvtier.listener import bind
@@ -29,6 +29,7 @@ from kvtier.store import BlockStore
 log = logging.getLogger("kvtierd")
 
 ACCEPT_PAUSE_S = 0.5  # after the process ran out of descriptors
+EXPLAINED_MAX = 256  # decisions in an answer
 SHOWN_MAX = 256  # engines, and clients, in a snapshot: with the longest names they still fit a frame
 _UCRED = struct.Struct("3i")
 
@@ -38,7 +39,7 @@ class Server:
         self.store = store
         self.clients: set[Client] = set()
         self._arena_fd = arena_fd
-        self._root = root
+        self._root, self._witness_secret = root, witness_secret(root)
         self._generation = self._last_generation = generation
         self._max_clients = config.count("server.max_clients")
         self._hello_timeout_s = config.number("server.hello_timeout_ms") / 1e3
@@ -48,19 +49,11 @@ class Server:
         self._started = time.monotonic()
         self.facts: dict[str, object] = {}  # what the daemon knows of its arena, for observers
         self.lower_state: Callable[[], Mapping[str, object]] = dict  # and of the tier below
+        self.on_join: Callable[[str, bytes], None] = lambda engine, namespace: None
+        self.on_leave: Callable[[str], None] = lambda engine: None  # before the store knows
         self.after_event: Callable[[], None] = self.settle  # runs after whatever a client said
         self._flushes: dict[int, Client] = {}  # who asked for it
         self._last_flush = 0
-        self._handlers: dict[type, Callable[..., None]] = {
-            protocol.Lookup: self._on_lookup,
-            protocol.Release: self._on_release,
-            protocol.Commit: self._on_commit,
-            protocol.GiveBack: self._on_give_back,
-            protocol.Touch: self._on_touch,
-            protocol.Want: self._on_want,
-            protocol.Reset: self._on_reset,
-            protocol.Report: self._on_report,
-        }
 
     # --- the listening socket --------------------------------------------------------------------------------
 
@@ -124,11 +117,13 @@ class Server:
         self.after_event()
 
     def _handle(self, client: Client, message: protocol.Message) -> None:
-        handler = self._handlers.get(type(message))
-        if handler is not None:
+        if isinstance(message, dispatch.FROM_SCHEDULERS):
             if client.role != protocol.SCHEDULER:
                 raise OrderError(f"{type(message).__name__} is for an engine's scheduler that has said Hello")
-            handler(client, message)
+            namespace = self._engines[client.engine].namespace
+            answer = dispatch.carry_out(self.store, client.engine, namespace, message, time.monotonic())
+            if answer:
+                self._send(client, answer)
         elif isinstance(message, protocol.Hello):
             self._on_hello(client, message)
         elif isinstance(message, protocol.Mapped) and client.role == protocol.WORKER:
@@ -138,6 +133,9 @@ class Server:
             self._send(client, protocol.encode(protocol.Snapshot(self.snapshot())))
         elif isinstance(message, protocol.Flush) and client.role == protocol.OBSERVER:
             self._on_flush(client)
+        elif isinstance(message, protocol.Explain) and client.role == protocol.OBSERVER:
+            records = self.store.decisions.explain(message.request, min(message.last, EXPLAINED_MAX))
+            self._send(client, protocol.encode(protocol.Explained({"decisions": records[-EXPLAINED_MAX:]})))
         else:
             raise OrderError(f"{type(message).__name__} is not allowed now")
 
@@ -183,7 +181,9 @@ class Server:
         members = members or self._new_members(hello.engine)
         client.role, client.engine = hello.role, hello.engine
         members.scheduler, members.joined, members.namespace = client, True, hello.namespace
-        self._welcome(client, members.generation, namespace_secret(self._root, hello.namespace, epoch), lend)
+        secret = namespace_secret(self._root, hello.namespace, epoch)
+        self._welcome(client, members.generation, secret, lend, self._witness_secret)
+        self.on_join(hello.engine, hello.namespace)
         self._send_workers(members)
 
     def _new_members(self, engine: str) -> Members:
@@ -191,9 +191,9 @@ class Server:
         members = self._engines[engine] = Members(self._last_generation)
         return members
 
-    def _welcome(self, client: Client, generation: int, secret: bytes, lend: int) -> None:
+    def _welcome(self, client: Client, generation: int, secret: bytes, lend: int, witness_secret: bytes = b"") -> None:
         capacity = self.store.ram.slots.capacity
-        frame = protocol.encode(protocol.Welcome(protocol.VERSION, generation, capacity, secret, lend))
+        frame = protocol.encode(protocol.Welcome(protocol.VERSION, generation, capacity, secret, lend, witness_secret))
         if client.role != protocol.WORKER:
             self._send(client, frame)
             return
@@ -202,38 +202,6 @@ class Server:
             assert sent == len(frame)
         except OSError:
             self._forget(client)
-
-    # --- what a scheduler says -------------------------------------------------------------------------------
-
-    def _on_lookup(self, client: Client, message: protocol.Lookup) -> None:
-        slots = self.store.lookup(client.engine, message.lease, message.keys, message.skip, time.monotonic())
-        if slots is not None:
-            self._send(client, protocol.encode_found(message.lease, slots.tobytes()))
-
-    def _on_release(self, client: Client, message: protocol.Release) -> None:
-        self.store.release(client.engine, message.lease, message.loaded)
-
-    def _on_commit(self, client: Client, message: protocol.Commit) -> None:
-        slots = unpack_slots(message.slots)
-        if len(message.keys) != len(slots) * KEY_BYTES:
-            raise ProtocolError("bad_frame", "Commit has one slot a key")
-        self.store.commit(client.engine, message.keys, slots)
-
-    def _on_give_back(self, client: Client, message: protocol.GiveBack) -> None:
-        self.store.give_back(client.engine, unpack_slots(message.slots))
-
-    def _on_touch(self, client: Client, message: protocol.Touch) -> None:
-        self.store.touch(message.keys)
-
-    def _on_want(self, client: Client, message: protocol.Want) -> None:
-        self.store.want(client.engine, message.slots_wanted)
-
-    def _on_reset(self, client: Client, message: protocol.Reset) -> None:
-        self.store.reset(client.engine, self._engines[client.engine].namespace)
-        log.info("engine %s has reset its cache: nothing older of its namespace is served again", client.engine)
-
-    def _on_report(self, client: Client, message: protocol.Report) -> None:
-        self.store.report(message.counts)
 
     # --- what an observer says -------------------------------------------------------------------------------
 
@@ -349,7 +317,7 @@ class Server:
         members.workers.discard(client)
         if client is members.scheduler:
             members.scheduler = None
-            self.store.leaving(client.engine)
+            self.store.leaving(client.engine, time.monotonic())
             for worker in members.workers:
                 self._send(worker, protocol.encode(protocol.Drain()))
         elif client.mapped:
@@ -357,7 +325,8 @@ class Server:
         if members.scheduler is None and not members.workers:
             del self._engines[client.engine]
             if members.joined:
-                self.store.leave(client.engine)
+                self.on_leave(client.engine)
+                self.store.leave(client.engine, time.monotonic())
                 log.info("engine %s is gone; its slots and leases are free", client.engine)
 
     # --- what there is ---------------------------------------------------------------------------------------

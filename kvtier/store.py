@@ -4,6 +4,7 @@
     join, leave               an engine begins, is over                          its epoch
     want, leaving             it wants more or fewer slots lent; none any more
     lookup, release           a lease on what is here                            slots, one a key; or later (leases.py)
+    due, pace, outcome        what the engine says for decisions (decision.py)
     lends                     (after any event)                                  slots to lend, by engine
     commit, give_back         a lent slot becomes a block, or is free again
     touch                     these were used just now
@@ -27,24 +28,27 @@ import numpy as np
 
 from kvtier.admission import Budget
 from kvtier.block import ABSENT, slot_bytes_for, unpack_keys
+from kvtier.cost import Link
+from kvtier.deciding import Decisions
+from kvtier.decision import Ask
 from kvtier.errors import OrderError, ProtocolError
 from kvtier.extents import Extents
 from kvtier.index import Table
-from kvtier.leases import Leases
+from kvtier.leases import Kind, Leases
 from kvtier.lower import Lower
 from kvtier.ram import Ram
 from kvtier.stats import REPORTED, Stats
 from kvtier.transfer import Finished, Transfer
 
 NAMESPACES_MAX = 4096
+DRIVE_LATENCY_S, DRIVE_BYTES_PER_S = 0.002, 2e9  # until they were measured
+NOBODY = Ask()
 
 
 @dataclass
 class _Engine:
     namespace: int
-    slot_bytes: int
-    block_tokens: int
-    is_chain: bool  # each block is of use only together with all before it
+    kind: Kind
     wish: int  # slots it wants to hold
     wish_max: int  # what it joined with
     joined_at: float
@@ -66,17 +70,27 @@ class BlockStore:
         self.lower: Lower | None = None
         self.lent_bytes = 0
         self._lend_bytes_max = int(capacity * lend_share)
-        self.leases = Leases(self.ram, int(capacity * lease_share), self.stats)
+        self.decisions = Decisions(self.ram.ghosts, self.stats)
+        self.leases = Leases(self.ram, int(capacity * lease_share), self.stats, self.decisions)
         self._engines: dict[str, _Engine] = {}
         self._namespaces: dict[bytes, _Namespace] = {}
         self._hungry: set[str] = set()
         self._can_help = False  # since the last lends(): something by which a hungry engine may get a slot
 
-    def attach(self, extents: Extents, budget: Budget, stage_s: float, remembered: Mapping[bytes, tuple[int, int]]) -> None:
-        """A tier below, before the first engine joins: what lies there, the namespaces of it, digest -> (number, epoch).
-        A lookup waits at most `stage_s` for it."""
+    def attach(
+        self,
+        extents: Extents,
+        budget: Budget,
+        stage_s: float,
+        remembered: Mapping[bytes, tuple[int, int]],
+        link: Link | None = None,
+    ) -> None:
+        """A tier below, before the first engine joins: what lies there, the namespaces of it, digest -> (number, epoch),
+        what is known of its speed. A lookup waits at most `stage_s` for it."""
         assert not self._namespaces and self.lower is None
-        self.lower = Lower(self.ram, extents, budget, self.stats)
+        link = link or Link(DRIVE_LATENCY_S, DRIVE_BYTES_PER_S)
+        self.lower = Lower(self.ram, extents, budget, self.stats, link)
+        self.decisions.drives = link
         self.leases.lower, self.leases.stage_s = self.lower, stage_s
         for digest, (number, epoch) in remembered.items():
             self._namespaces[digest] = _Namespace(number, epoch)
@@ -107,7 +121,8 @@ class BlockStore:
             )
         known = self._namespace(namespace)
         wish = max(1, lend)
-        mine = self._engines[engine] = _Engine(known.number, size, block_tokens, is_chain, wish, wish, now)
+        mine = self._engines[engine] = _Engine(known.number, Kind(size, block_tokens, is_chain), wish, wish, now)
+        self.decisions.join(engine, f"namespace {namespace.hex()[:12]}", now)
         self._mark_hungry(engine)
         return known.epoch, self._target(mine)
 
@@ -129,20 +144,21 @@ class BlockStore:
         mine.wish = min(slots, mine.wish_max)
         self._mark_hungry(engine)
 
-    def leaving(self, engine: str) -> None:
+    def leaving(self, engine: str, now: float) -> None:
         """Nobody is there who could use another slot; its copies may still run, so what it holds stays its own."""
         mine = self._engines[engine]
         mine.wish = mine.wish_max = 0
-        self.leases.leaving(engine)
+        self.leases.leaving(engine, now)
 
-    def leave(self, engine: str) -> None:
+    def leave(self, engine: str, now: float) -> None:
         """The engine is over and none of its copies runs: everything it held comes back."""
         gone = self._engines.pop(engine)
         self._hungry.discard(engine)
-        self.leases.leave(engine)
+        self.leases.leave(engine, now)
+        self.decisions.leave(engine)
         for slot in gone.lent:
             self.ram.slots.give(slot)
-        self.lent_bytes -= len(gone.lent) * gone.slot_bytes
+        self.lent_bytes -= len(gone.lent) * gone.kind.slot_bytes
         for other in self._engines:  # each may hold more now
             self._mark_hungry(other)
         self._can_help = True
@@ -170,9 +186,9 @@ class BlockStore:
         given = []
         # First those for whom a slab was closed, or others would take it when it is whole again.
         first = self.ram.closing_for
-        for name in sorted(self._hungry, key=lambda name: (self._engines[name].slot_bytes != first, name)):
+        for name in sorted(self._hungry, key=lambda name: (self._engines[name].kind.slot_bytes != first, name)):
             engine = self._engines[name]
-            if slots := self._top_up(engine):
+            if slots := self._top_up(name, engine):
                 given.append((name, slots))
             if len(engine.lent) >= self._target(engine):
                 self._hungry.discard(name)
@@ -193,7 +209,7 @@ class BlockStore:
                 saved.append(i)
         new = len(names) - len(known)
         self.stats.add("saved_blocks", new)
-        self.stats.add("saved_bytes", new * mine.slot_bytes)
+        self.stats.add("saved_bytes", new * mine.kind.slot_bytes)
         self.stats.add("evicted_blocks", new - len(saved))
         self.stats.add("known_blocks", len(known))
         if saved:
@@ -213,21 +229,37 @@ class BlockStore:
 
     # --- leases ----------------------------------------------------------------------------------------------
 
-    def lookup(self, engine: str, lease: int, keys: bytes, skip: int = 0, now: float = 0.0) -> np.ndarray | None:
-        """uint32[n]: the slot of each packed key; BELOW where only the tier below has it, ABSENT where none has. What is
-        found in RAM stays where it is until the lease ends. What is below is staged first, but for the first `skip`
-        keys, which the engine has: then None, and the answer is one of `answers` later."""
-        mine = self._engines[engine]
-        return self.leases.lookup((engine, lease), keys, mine.slot_bytes, skip=skip, is_chain=mine.is_chain, now=now)
+    def lookup(
+        self, engine: str, lease: int, keys: bytes, skip: int = 0, now: float = 0.0, ask: Ask = NOBODY
+    ) -> np.ndarray | None:
+        """uint32[n]: the slot of each packed key; ABSENT where it is nowhere, BELOW where it is but isn't offered: the
+        decision for the request that asks is against it, or the tier below has it. What is offered stays where it is
+        until the lease ends. What is below is staged first, but for the first `skip` keys, which the engine has: then
+        None, and the answer is one of `answers` later."""
+        return self.leases.lookup((engine, lease), keys, self._engines[engine].kind, skip=skip, ask=ask, now=now)
 
-    def release(self, engine: str, lease: int, loaded: int) -> None:
-        """The lease is over; `loaded` of its blocks were loaded. A lease that found nothing was never open."""
-        mine = self._engines[engine]
-        loaded = min(loaded, self.leases.release((engine, lease)))
+    def release(self, engine: str, lease: int, loaded: int, now: float = 0.0, load_s: float = 0.0) -> None:
+        """The lease is over; `loaded` of its blocks were loaded, in `load_s` if that is known. A lease that found nothing
+        was never open."""
+        mine = self._engines[engine].kind
+        loaded = min(loaded, self.leases.release((engine, lease), now))
+        self.decisions.loaded(engine, loaded * mine.slot_bytes, load_s)
         self.stats.add("loaded_blocks", loaded)
         self.stats.add("loaded_tokens", loaded * mine.block_tokens)
         self.stats.add("loaded_bytes", loaded * mine.slot_bytes)
         self._can_help = True
+
+    def due(self, engine: str, lease: int, now: float) -> None:
+        """The request behind a lookup that waits could run now."""
+        self.leases.due((engine, lease), now)
+
+    def pace(self, engine: str, counts: Mapping[str, int]) -> None:
+        """How fast it computes, and what else it has to do: Prefill.to_counts, arrivals_mhz, busy_permille, running."""
+        self.decisions.pace(engine, counts)
+
+    def outcome(self, engine: str, request: str, counts: Mapping[str, int], now: float) -> None:
+        """The request's first token is there; `counts` as decision.OUTCOME names them."""
+        self.decisions.outcome(engine, request, counts, now)
 
     def touch(self, keys: bytes) -> None:
         """Used just now; keys in prefix order, so that a conversation loses its tail first."""
@@ -244,14 +276,14 @@ class BlockStore:
         if self.lower is None:
             return []
         orders = self.lower.transfers(now, writable)
-        self.leases.note_arrivals()
+        self.leases.note_arrivals(now)
         return orders
 
-    def finished(self, done: Finished) -> None:
+    def finished(self, done: Finished, now: float) -> None:
         """The tier below has finished what it was ordered to do."""
         assert self.lower is not None
-        self.lower.finished(done)
-        self.leases.note_arrivals()
+        self.lower.finished(done, now)
+        self.leases.note_arrivals(now)
         self._can_help = True
 
     def flush(self, flush: int) -> None:
@@ -283,8 +315,8 @@ class BlockStore:
                 "lend_target": self._target(e),
                 "leases": len(leases := self.leases.of(name)),
                 "leased_blocks": sum(map(len, leases.values())),
-                "slot_bytes": e.slot_bytes,
-                "block_tokens": e.block_tokens,
+                "slot_bytes": e.kind.slot_bytes,
+                "block_tokens": e.kind.block_tokens,
                 "connected_s": round(now - e.joined_at, 3),
             }
             for name, e in sorted(self._engines.items())
@@ -300,17 +332,22 @@ class BlockStore:
         tiers = {"cpu": cpu}
         if self.lower is not None:
             tiers["nvme"] = self.lower.snapshot(now)
-        return {"tiers": tiers, "engines": engines, "counters": self.stats.snapshot()}
+        return {
+            "tiers": tiers,
+            "engines": engines,
+            "decisions": self.decisions.snapshot(),
+            "counters": self.stats.snapshot(),
+        }
 
     # --- how: who gets slots -----------------------------------------------------------------------------------
 
     def _target(self, engine: _Engine) -> int:
         """How many slots it may hold: its wish, within an equal part of what may be lent."""
-        return min(engine.wish, max(1, self._lend_bytes_max // len(self._engines) // engine.slot_bytes))
+        return min(engine.wish, max(1, self._lend_bytes_max // len(self._engines) // engine.kind.slot_bytes))
 
     def _may_lend(self, engine: _Engine) -> bool:
         """Those who were here before may hold more than their part; until they used it, a newcomer has one slot."""
-        within_all = self.lent_bytes + engine.slot_bytes <= self._lend_bytes_max
+        within_all = self.lent_bytes + engine.kind.slot_bytes <= self._lend_bytes_max
         return len(engine.lent) < self._target(engine) and (within_all or not engine.lent)
 
     def _mark_hungry(self, name: str) -> None:
@@ -319,12 +356,12 @@ class BlockStore:
         if len(engine.lent) * 2 < self._target(engine):
             self._hungry.add(name)
 
-    def _top_up(self, engine: _Engine) -> list[int]:
+    def _top_up(self, name: str, engine: _Engine) -> list[int]:
         slots: list[int] = []
-        taken = self.ram.takes(engine.slot_bytes)
+        taken = self.ram.takes(engine.kind.slot_bytes, f"by engine {name}")
         while self._may_lend(engine) and (slot := next(taken, None)) is not None:
             engine.lent.add(slot)
-            self.lent_bytes += engine.slot_bytes
+            self.lent_bytes += engine.kind.slot_bytes
             slots.append(slot)
         return slots
 
@@ -332,7 +369,7 @@ class BlockStore:
         """Lent no more."""
         self._require_lent(engine, slots)
         engine.lent.difference_update(slots)
-        self.lent_bytes -= len(slots) * engine.slot_bytes
+        self.lent_bytes -= len(slots) * engine.kind.slot_bytes
 
     def _require_lent(self, engine: _Engine, slots: list[int]) -> None:
         if len(set(slots)) != len(slots) or not engine.lent.issuperset(slots):

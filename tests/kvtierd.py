@@ -40,7 +40,10 @@ class KVTierd:
 
     def __init__(self, folder: Path, settings: dict[str, object] | None = None, version: int | None = None) -> None:
         self.log = folder / "kvtierd.log"
-        self._settings = {"cpu.capacity": "64 MiB", "server.socket": folder / "kvtierd.sock", **(settings or {})}
+        # Nothing is measured at the start: many daemons start, and what they know of this machine is of no use.
+        mine = {"cpu.capacity": "64 MiB", "server.socket": folder / "kvtierd.sock", "cost.state": folder / "state",
+                "cost.calibrate_s": 0}  # fmt: skip
+        self._settings = {**mine, **(settings or {})}
         self.socket = Path(str(self._settings["server.socket"]))
         self._version = version
         self.process: subprocess.Popen | None = None

@@ -23,6 +23,8 @@ _BY_NAME = {
     "keys": whole(KEY_BYTES),
     "slots": whole(4),
     "secret": whole(SECRET_BYTES),
+    "witness": st.just(b"") | st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES),
+    "witness_secret": st.just(b"") | st.binary(min_size=SECRET_BYTES, max_size=SECRET_BYTES),
     "namespace": st.binary(min_size=32, max_size=32) | st.binary(max_size=40),
     "version": st.just(protocol.VERSION),
     "counts": st.dictionaries(texts, counts, max_size=4),

@@ -3,6 +3,11 @@
     connector.py   KVTierConnector: what vLLM loads; hands each hook to vLLM's own OffloadingConnector and to us
     spec.py        what OffloadingConnector asks for: a manager for the scheduler process, a worker for each rank
     manager.py     scheduler process: which blocks are here, which are to be saved
+    questions.py   its questions to kvtierd, and their leases
+    names.py       what vLLM and kvtierd call a block
+    own_cache.py   what the engine's own cache has of a new request
+    pace.py        what the engine does and how fast
+    journey.py     one request's way to its first token
     tracked.py     what the manager remembers of requests and jobs
     worker.py      worker process: copies between engine and arena
     layout.py      addresses of a block's bytes, in the engine and in a slot

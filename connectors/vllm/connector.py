@@ -6,6 +6,7 @@ two clients. vLLM makes one in the scheduler's process and one in each worker's;
 """
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from kvtier.connectors.vllm.spec import KVTierSpec, KVTierWorkerMetadata
 from kvtier.connectors.vllm.worker import KVTierWorker
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole, KVConnectorTransferResults
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build_offloading_config
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import OffloadingConnectorScheduler
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
@@ -27,7 +29,11 @@ from kvtier.errors import ConfigError
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_events import KVCacheEvent
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
@@ -36,6 +42,7 @@ log = logging.getLogger("kvtier")
 
 BLOCK_BYTES_WANTED = MIB  # smaller blocks are joined to one of ours, up to
 BLOCK_TOKENS_MAX = 128  # tokens: a longer one would lose more at the end of a prompt
+LEND_MIN = 16  # slots: a save holds its slots for some steps, which with small steps are short
 
 
 class KVTierConnector(OffloadingConnector):
@@ -64,7 +71,8 @@ class KVTierConnector(OffloadingConnector):
             self._manager = self.connector_scheduler.manager
             assert isinstance(self._manager, KVTierManager)
             hello = self._scheduler_hello(engine, vllm_config, kv_cache_config)
-            self._manager.open(SchedulerClient(self._socket, hello, vllm_config.parallel_config.world_size), self._settings)
+            client = SchedulerClient(self._socket, hello, vllm_config.parallel_config.world_size)
+            self._manager.open(client, self._settings, vllm_config.scheduler_config.max_num_batched_tokens)
             self._manager.await_daemon(self._settings.number("start_wait_ms") / 1e3)
         else:
             self._hello = protocol.Hello(protocol.VERSION, protocol.WORKER, engine, b"", 0, 0, 0)
@@ -83,11 +91,15 @@ class KVTierConnector(OffloadingConnector):
             namespace_digest(facts),
             block_bytes,
             tokens,
-            chunks * self._settings.count("save_steps"),
+            max(LEND_MIN, chunks * self._settings.count("save_steps")),
             int(_is_chain(kv_cache_config)),
         )
 
     # --- scheduler -----------------------------------------------------------------------------------------------
+
+    def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
+        super().bind_gpu_block_pool(gpu_block_pool)
+        self._manager.watch(gpu_block_pool, self._kv_cache_config)
 
     def on_new_request(self, request: "Request") -> None:
         super().on_new_request(request)
@@ -100,8 +112,17 @@ class KVTierConnector(OffloadingConnector):
 
     def update_state_after_alloc(self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int) -> None:
         super().update_state_after_alloc(request, blocks, num_external_tokens)
-        if num_external_tokens == 0:
-            self._manager.admitted(request.request_id)
+        self._manager.admitted(request.request_id, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> "KVConnectorMetadata":
+        meta = super().build_connector_meta(scheduler_output)
+        self._manager.step_begins(scheduler_output)
+        return meta
+
+    def take_events(self) -> "Iterable[KVCacheEvent]":
+        """vLLM asks once for each step, when it has the step's output."""
+        self._manager.step_ends()
+        return super().take_events()
 
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
         news = connector_output.kv_connector_worker_meta
@@ -163,8 +184,15 @@ def _is_chain(kv_cache_config: "KVCacheConfig") -> bool:
     return len(groups) == 1 and isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
 
 
+def _is_no_retry(record: logging.LogRecord) -> bool:
+    """vLLM warns whenever blocks wait for slots to be saved into, at each step: to wait is usual here, and what was not
+    saved in the end is counted."""
+    return record.msg != "Request %s: cannot store chunks"
+
+
 def _log_like_vllm() -> None:
     """kvtier's lines go where vLLM's go."""
+    logging.getLogger(OffloadingConnectorScheduler.__module__).addFilter(_is_no_retry)  # once, however often it is added
     if not log.handlers:
         log.handlers = list(logging.getLogger("vllm").handlers)
         log.setLevel(logging.INFO)

@@ -3,10 +3,11 @@
 vLLM's OffloadingConnectorScheduler asks this manager; it decides nothing about tiers, it asks kvtierd, and everything
 that it can't be sure of is a miss. One request's way through it:
 
-    on_new_request, attend   remembered
-    lookup (once a key)      first key: one question for all keys of the request, a lease, waited for inline for at most
-                             lookup_inline_us a step; no answer yet: RETRY; too late: MISS
+    on_new_request, attend   remembered; one question for all its keys goes out, under a lease (questions.py)
+    lookup (once a key)      the answer, waited for inline for at most lookup_inline_us a step; none yet: RETRY; too
+                             late: MISS
     prepare_load             the lease goes with the job; it is released when every rank has settled the job
+    step_begins, step_ends   which tokens a step computes, and how long it took (pace.py)
     prepare_store            what the daemon doesn't have yet, into slots lent in advance: no round trip. Committed when
                              every rank has settled the job
     on_request_finished      its keys are touched, tail first to go, when the last save is settled
@@ -16,11 +17,15 @@ and aren't called for jobs that a cache reset has overtaken.
 """
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
 from kvtier.connectors.vllm.edge import edge
+from kvtier.connectors.vllm.names import Names
+from kvtier.connectors.vllm.own_cache import OwnCache
+from kvtier.connectors.vllm.pace import Pace
+from kvtier.connectors.vllm.questions import Questions
 from kvtier.connectors.vllm.spec import ArenaSpec, KVTierSpec
 from kvtier.connectors.vllm.tracked import TrackedJob, TrackedRequest
 from vllm.v1.kv_offload.base import (
@@ -32,54 +37,57 @@ from vllm.v1.kv_offload.base import (
     ReqContext,
     RequestOffloadingContext,
     ScheduleEndContext,
-    make_offload_key,
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from kvtier.block import BELOW, BlockKey, block_key, pack_keys
+from kvtier.block import pack_keys
 from kvtier.client import SchedulerClient
 from kvtier.config import Config
-from kvtier.protocol import KEYS_MAX
+from kvtier.protocol import TEXT_MAX
 
 if TYPE_CHECKING:
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
 
-LEASE_UNUSED_S = 10.0  # a request that vLLM can't admit for so long asks again later, rather than pin blocks
 REPORT_S = 1.0  # between reports of what was counted here
+PACE_S = 0.5  # between words on how fast this engine is
+SLOTS_WAIT_S = 0.25  # so long a request's new blocks wait for slots that are still being copied into
 NONE = ArenaSpec(token=0, generation=0, slots=np.empty(0, np.uint32))  # belongs to no job; no worker copies it
 
 
 class KVTierManager(OffloadingManager):
     def __init__(self, spec: KVTierSpec, clock: Callable[[], float] = time.monotonic) -> None:
-        config = spec.config
-        self._ranks = config.parallel.world_size
-        self._tokens_per_hash = spec.tokens_per_hash
-        self._groups = [
-            (group.group_id, group.tokens_per_block * spec.blocks_per_chunk // spec.tokens_per_hash)
-            for group in config.groups
-        ]
+        self._spec = spec
+        self._ranks = spec.config.parallel.world_size
+        self._names = Names(spec)
         self._clock = clock
         self._requests: dict[str, TrackedRequest] = {}
         self._jobs: dict[int, TrackedJob] = {}
         self._last_token = 0
-        self._waiting_leases: dict[str, None] = {}  # requests with an unused lease, longest first
         self._counts: dict[str, int] = {}
-        self._reported_at = 0.0
+        self._reported_at = self._paced_at = 0.0
         self._step = 0  # counts scheduling steps
-        self._late_after: int | None = None  # answers heard when one was late: wait for none until another comes
-        self._client: SchedulerClient | None = None
+        self._own_cache: OwnCache | None = None  # None: what it has is known only when vLLM has looked
 
-    def open(self, client: SchedulerClient, settings: Config) -> None:
+    def open(self, client: SchedulerClient, settings: Config, chunk_tokens: int) -> None:
+        """Before any hook is called. `chunk_tokens`: the most that one step computes."""
         self._client = client
         self._save_steps = settings.count("save_steps")
-        self._deadline_s = settings.number("lookup_deadline_ms") / 1e3
-        self._inline_s = self._inline_left_s = settings.number("lookup_inline_us") / 1e6
+        self._questions = Questions(client, settings, self._names, self._count, self._clock)
+        self._pace = Pace(chunk_tokens)
+
+    @edge(lambda: None)
+    def watch(self, pool: "BlockPool", kv_cache_config: "KVCacheConfig") -> None:
+        """The engine's own cache."""
+        own_cache = OwnCache(pool, self._spec, kv_cache_config)
+        self._own_cache = own_cache if own_cache.can_tell else None
 
     @edge(lambda: None)
     def await_daemon(self, seconds: float) -> None:
         """While the engine starts: wait for a daemon that is there, no longer than this."""
         client = self._client
-        assert client is not None
         until = self._clock() + seconds
         client.poll(self._clock())
         while not client.ready and client.wait(until):
@@ -88,33 +96,43 @@ class KVTierManager(OffloadingManager):
     # --- hooks, in the order of a request's life ---------------------------------------------------------------
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
-        self._requests[req_context.req_id] = TrackedRequest()
+        self._requests[req_context.req_id] = TrackedRequest(req_context.req_id)
         return RequestOffloadingContext()
 
     @edge(lambda: None)
     def attend(self, request: "Request", suffix: bytes) -> None:
-        """The connector's word after on_new_request, which sees no Request."""
+        """The connector's word after on_new_request, which sees no Request. Whatever of it lies below RAM begins to be
+        read now, while the request waits for its turn."""
         mine = self._requests[request.request_id]
         mine.request, mine.suffix = request, suffix
-        if self._client is not None:
-            self._client.want(self._client.hello.lend, self._clock())
+        now = self._clock()
+        self._client.poll(now)
+        self._client.want(self._client.hello.lend, now)
+        if self._own_cache is not None:
+            mine.local_tokens = self._own_cache.tokens(request)
+        backlog_s = self._pace.arrive(mine.req_id, request, mine.local_tokens, now)
+        self._tell_pace(now)
+        # Without an idea of what the engine has, the question would have blocks read that nobody needs. Where vLLM
+        # ignores every cache, it won't ask either.
+        if self._own_cache is not None and not request.skip_reading_prefix_cache:
+            self._questions.ask_ahead(mine, now, backlog_s)
 
     @edge(lambda: None)
     def local_hit(self, req_id: str, tokens: int) -> None:
         """The engine's own cache has so many tokens of the request."""
         self._requests[req_id].local_tokens = tokens
+        self._pace.resident(req_id, tokens)
 
     @edge(lambda: LookupResult.MISS)
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         mine = self._requests.get(req_context.req_id)
         if mine is None or mine.barred:
             return LookupResult.MISS
-        if mine.slots is None or mine.generation != self._generation:
-            # vLLM goes on to ask for every key of a request that was told RETRY; once a step is enough to look.
-            if mine.retried == self._step or not self._resolve(req_context.req_id, mine):
-                mine.retried = self._step
-                return LookupResult.RETRY
-            assert mine.slots is not None
+        # vLLM goes on to ask for every key of a request that was told RETRY; once a step is enough to look.
+        if mine.retried == self._step or not self._questions.resolve(mine):
+            mine.retried = self._step
+            return LookupResult.RETRY
+        assert mine.slots is not None
         return LookupResult.HIT if key in mine.slots else LookupResult.MISS
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
@@ -123,44 +141,48 @@ class KVTierManager(OffloadingManager):
     @edge(lambda: NONE)
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         mine = self._requests[req_context.req_id]
-        assert mine.slots is not None and mine.lease is not None
+        assert mine.slots is not None
         slots = [mine.slots[key] for key in keys]
-        job = TrackedJob(req_context.req_id, self._ranks, lease=mine.lease, slots=slots, generation=mine.generation)
-        self._forget_answer(req_context.req_id, mine)
+        lease = self._questions.hand_over(mine)
+        job = TrackedJob(mine.req_id, self._ranks, self._clock(), lease, slots=slots, generation=mine.generation)
         return ArenaSpec(self._new_job(job), job.generation, np.array(slots, dtype=np.uint32), job.req_id)
 
     @edge(lambda: None)
-    def admitted(self, req_id: str) -> None:
-        """vLLM has given the request its blocks, and no load goes with it. When the engine's own cache had it all, nothing
-        was asked yet: ask now, so that prepare_store at the end of this step knows what is not to be saved again."""
+    def admitted(self, req_id: str, external_tokens: int) -> None:
+        """vLLM has given the request its blocks; so many of its tokens come from a load. When the engine's own cache had
+        it all, perhaps nothing was asked: prepare_store at the end of this step must know what is not to be saved."""
         mine = self._requests.get(req_id)
         if mine is None:
             return
-        self._release_unused(req_id, mine)
-        if mine.known is None and not mine.barred and self._client is not None and self._client.ready:
-            self._ask(req_id, mine, self._clock(), whole=True)
+        if external_tokens:
+            self._pace.load_ordered(req_id, external_tokens, self._clock())
+        else:
+            self._questions.not_loaded(mine)
 
     @edge(lambda: PrepareStoreOutput([], NONE, []))
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
+        """None: not yet; vLLM asks again in the next step, with what has been computed by then."""
         nothing = PrepareStoreOutput([], NONE, [])
         mine = self._requests.get(req_context.req_id)
         client = self._client
-        if mine is None or mine.barred or client is None:
+        if mine is None or mine.barred:
             return nothing
         if not client.ready:
             self._count("skipped_away", len(keys))
             return nothing
         if mine.known is None:
-            self._learn(req_context.req_id, mine)
+            self._questions.learn(mine)
         fresh = [key for key in keys if self._is_new(key, mine, req_context)]
+        if self._waits_for_slots(mine, len(fresh)):
+            return None
         slots = client.borrow(len(fresh))
         if len(slots) < len(fresh):
             self._count("skipped_no_slot", len(fresh) - len(slots))
             fresh = fresh[: len(slots)]  # a prefix: blocks behind a hole would be of no use
         if not fresh:
             return nothing
-        packed = pack_keys(self._keys(mine, fresh))
-        job = TrackedJob(req_context.req_id, self._ranks, keys=packed, slots=slots, generation=client.generation)
+        packed = pack_keys(self._names.keys(mine, fresh, client.secret))
+        job = TrackedJob(mine.req_id, self._ranks, self._clock(), keys=packed, slots=slots, generation=client.generation)
         token = self._new_job(job)
         mine.saved.update(fresh)
         mine.saving += 1
@@ -185,25 +207,18 @@ class KVTierManager(OffloadingManager):
         mine = self._requests.get(req_context.req_id)
         if mine is None:
             return
-        self._release_unused(req_context.req_id, mine)
+        self._pace.leave(mine.req_id)
+        self._questions.release(mine)
         mine.finished = True
-        self._end_if_done(req_context.req_id, mine)
+        self._end_if_done(mine)
 
     @edge(lambda: None)
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         """Once a step: hear the daemon, say what was counted."""
         self._step += 1
-        self._inline_left_s = self._inline_s
-        client = self._client
-        if client is None:
-            return
-        now = self._clock()
+        client, now = self._client, self._clock()
         client.poll(now)
-        for req_id in list(self._waiting_leases):
-            mine = self._requests[req_id]
-            if now - mine.asked_at < LEASE_UNUSED_S:
-                break
-            self._release_unused(req_id, mine)
+        self._questions.step(now)
         if not self._requests:  # the engine is idle; one step's worth of slots is enough to begin again
             client.want(max(1, client.hello.lend // self._save_steps), now)
         if self._counts and now - self._reported_at > REPORT_S and client.ready:
@@ -211,106 +226,58 @@ class KVTierManager(OffloadingManager):
             self._counts, self._reported_at = {}, now
 
     @edge(lambda: None)
+    def step_begins(self, output: "SchedulerOutput") -> None:
+        """vLLM has scheduled a step."""
+        now = self._clock()
+        self._pace.begin(output, now)
+        self._tell_pace(now)
+
+    @edge(lambda: None)
+    def step_ends(self) -> None:
+        """A step's output is there."""
+        now = self._clock()
+        for req_id, counts in self._pace.end(now):
+            if self._client.ready:
+                self._client.outcome(req_id[:TEXT_MAX], counts, now)
+
+    @edge(lambda: None)
     def reset_cache(self) -> None:
         """Nothing saved so far is served again. Requests under way hold KV of the old meaning: they are barred."""
-        if self._client is not None:
-            self._client.reset(self._clock())
-        for req_id, mine in self._requests.items():
-            self._release_unused(req_id, mine)
+        self._client.reset(self._clock())
+        for mine in self._requests.values():
+            self._questions.release(mine)
             mine.barred = True
         for job in self._jobs.values():
             job.failed = True
 
     def shutdown(self) -> None:
-        if self._client is not None:
-            self._client.close()
+        self._client.close()
 
     def fault(self) -> None:
         """Hang up: the daemon takes everything back when the workers have drained, and we come back from nothing."""
         self._count("connector_faults", 1)
-        if self._client is not None:
-            self._client.abandon(self._clock())
+        self._client.abandon(self._clock())
         self._jobs.clear()
-        self._waiting_leases.clear()
+        self._questions.forget_all()
+        self._pace.clear()
         self._requests = {req_id: mine for req_id, mine in self._requests.items() if not mine.finished}
         for mine in self._requests.values():
             mine.barred, mine.lease, mine.slots, mine.saving = True, None, None, 0
 
-    # --- questions -----------------------------------------------------------------------------------------------
+    # --- how -----------------------------------------------------------------------------------------------------
 
-    @property
-    def _stalled(self) -> bool:
-        """The daemon is slow or frozen: what is asked now is a miss at once."""
-        return self._client is not None and self._late_after == self._client.answers
-
-    @property
-    def _generation(self) -> int:
-        return self._client.generation if self._client is not None else 0
-
-    def _resolve(self, req_id: str, mine: TrackedRequest) -> bool:
-        """Whether the answer for this request is known: `mine.slots`, perhaps of nothing."""
+    def _waits_for_slots(self, mine: TrackedRequest, n: int) -> bool:
+        """Whether this request's `n` blocks had better wait: a busy machine settles copies late, and their slots come
+        back soon. What vLLM asks for once and doesn't get it never asks for again; what has ended can't wait."""
         client, now = self._client, self._clock()
-        if client is None or mine.request is None:
-            return self._answer_nothing(mine)
-        client.poll(now)
-        if mine.lease is not None and mine.generation != client.generation:
-            self._release_unused(req_id, mine)  # the daemon that was asked is gone
-        if mine.lease is None:
-            if not client.ready:
-                return self._answer_nothing(mine)
-            self._ask(req_id, mine, now)
-        answer = self._await(mine, now)
-        if answer is not None:
-            self._take_answer(mine, answer)
-            return True
-        assert mine.lease is not None
-        if self._stalled or client.silent_s(mine.lease, now) > self._deadline_s:
-            self._late_after = client.answers
-            self._count("lookups_late", 1)
-            self._release_unused(req_id, mine)
-            return self._answer_nothing(mine)
-        return False
-
-    def _ask(self, req_id: str, mine: TrackedRequest, now: float, whole: bool = False) -> None:
-        """`whole`: the engine's own cache has it all, so nothing is to be staged."""
-        assert self._client is not None and mine.request is not None
-        mine.asked, covered = self._names(mine.request, mine.local_tokens)
-        mine.generation = self._client.generation
-        mine.asked_at = now
-        mine.slots = None
-        skip = len(mine.asked) if whole else covered
-        mine.lease = self._client.lookup(pack_keys(self._keys(mine, mine.asked)), skip, now)
-        self._waiting_leases[req_id] = None
-
-    def _await(self, mine: TrackedRequest, now: float) -> np.ndarray | None:
-        """The answer, waiting for it as long as this step may still wait."""
-        client = self._client
-        assert client is not None and mine.lease is not None
-        answer = client.answer(mine.lease)
-        until = now + self._inline_left_s
-        while answer is None and not self._stalled and client.wait(until):
-            client.poll(self._clock())
-            answer = client.answer(mine.lease)
-            if answer is not None:
-                self._count("lookups_inline", 1)
-        self._inline_left_s = max(0.0, self._inline_left_s - (self._clock() - now))
-        return answer
-
-    def _take_answer(self, mine: TrackedRequest, answer: np.ndarray) -> None:
-        here = np.flatnonzero(answer < BELOW).tolist()
-        slots = answer.tolist()
-        mine.slots = {mine.asked[i]: slots[i] for i in here}
-        below = (mine.asked[i] for i in np.flatnonzero(answer == BELOW).tolist())
-        mine.known = set(mine.slots).union(below, mine.known or ())
-
-    def _answer_nothing(self, mine: TrackedRequest) -> bool:
-        mine.slots, mine.generation = {}, self._generation
-        return True
-
-    def _learn(self, req_id: str, mine: TrackedRequest) -> None:
-        """Which blocks the daemon has already. It is not waited for beyond this step."""
-        self._resolve(req_id, mine)
-        self._release_unused(req_id, mine)
+        if n <= client.slots_at_hand:
+            mine.short_since = None
+            return False
+        if mine.request is None or mine.request.is_finished() or n > client.hello.lend:
+            return False
+        if mine.short_since is None:
+            mine.short_since = now
+        return now - mine.short_since < SLOTS_WAIT_S
 
     @staticmethod
     def _is_new(key: OffloadKey, mine: TrackedRequest, req_context: ReqContext) -> bool:
@@ -323,41 +290,17 @@ class KVTierManager(OffloadingManager):
         end = req_context.get_offload_key_position(key)
         return end is None or end > mine.local_tokens
 
-    # --- how -----------------------------------------------------------------------------------------------------
-
-    def _names(self, request: "Request", local_tokens: int) -> tuple[list[OffloadKey], int]:
-        """vLLM's names of all whole blocks of the request, group after group; first those that the engine's own cache
-        has, and how many these are."""
-        hashes = request.block_hashes
-        covered: list[OffloadKey] = []
-        rest: list[OffloadKey] = []
-        for group, hashes_per_chunk in self._groups:
-            end_of_covered = local_tokens // self._tokens_per_hash
-            for i in range(hashes_per_chunk - 1, len(hashes), hashes_per_chunk):
-                (covered if i < end_of_covered else rest).append(make_offload_key(hashes[i], group))
-        return (covered + rest)[:KEYS_MAX], min(len(covered), KEYS_MAX)
-
-    def _keys(self, mine: TrackedRequest, names: Sequence[OffloadKey]) -> list[BlockKey]:
-        assert self._client is not None
-        secret, suffix, keys = self._client.secret, mine.suffix, mine.keys
-        if mine.secret != secret:
-            keys.clear()
-            mine.secret = secret
-        for name in names:
-            if name not in keys:
-                keys[name] = block_key(secret, name + suffix)
-        return [keys[name] for name in names]
-
     def _new_job(self, job: TrackedJob) -> int:
         self._last_token += 1
         self._jobs[self._last_token] = job
         return self._last_token
 
     def _settled(self, job: TrackedJob, now: float) -> None:
-        assert self._client is not None
         mine = self._requests.get(job.req_id)
         if job.lease is not None:
-            self._client.release(job.lease, 0 if job.failed else len(job.slots), now)
+            took_s = now - job.ordered_at
+            self._client.release(job.lease, 0 if job.failed else len(job.slots), now, round(took_s * 1e6))
+            self._pace.loaded(job.req_id, took_s)
             if job.failed:
                 self._count("failed_loads", 1)
                 if mine is not None:
@@ -370,27 +313,22 @@ class KVTierManager(OffloadingManager):
             self._client.commit(job.keys, job.slots, job.generation, now)
         if mine is not None:
             mine.saving -= 1
-            self._end_if_done(job.req_id, mine)
+            self._end_if_done(mine)
 
-    def _end_if_done(self, req_id: str, mine: TrackedRequest) -> None:
+    def _end_if_done(self, mine: TrackedRequest) -> None:
         if not mine.finished or mine.saving:
             return
-        del self._requests[req_id]
+        del self._requests[mine.req_id]
         client = self._client
         here = mine.saved.union(mine.known or ())
-        if here and client is not None and client.ready and mine.secret == client.secret and not mine.barred:
+        if here and client.ready and mine.secret == client.secret and not mine.barred:
             # Made in prefix order: by the lookup, then block after block by the saves.
             client.touch(pack_keys(key for name, key in mine.keys.items() if name in here), self._clock())
 
-    def _release_unused(self, req_id: str, mine: TrackedRequest) -> None:
-        """End a lease that no load has taken; the next lookup asks again."""
-        if mine.lease is not None and self._client is not None:
-            self._client.release(mine.lease, 0, self._clock())
-        self._forget_answer(req_id, mine)
-
-    def _forget_answer(self, req_id: str, mine: TrackedRequest) -> None:
-        self._waiting_leases.pop(req_id, None)
-        mine.lease, mine.slots, mine.asked = None, None, ()
+    def _tell_pace(self, now: float) -> None:
+        if now - self._paced_at >= PACE_S and self._client.ready:
+            self._paced_at = now
+            self._client.pace(self._pace.counts(now), now)
 
     def _count(self, name: str, n: int) -> None:
         self._counts[name] = self._counts.get(name, 0) + n

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrackedRequest:
+    req_id: str
     request: "Request | None" = None
     suffix: bytes = b""  # what tells its blocks apart beyond vLLM's hash: the content of a LoRA adapter
     barred: bool = False  # neither loads nor saves: a load failed, or its KV is from before a reset
@@ -21,6 +22,8 @@ class TrackedRequest:
     generation: int = 0  # of the lease
     asked: Sequence[OffloadKey] = ()
     asked_at: float = 0.0
+    asked_beyond: int = 0  # tokens that the engine's own cache had when it was asked
+    is_due: bool = False  # kvtierd knows that nothing is ahead of it
     slots: dict[OffloadKey, int] | None = None  # the answer: what is here, leased
     known: set[OffloadKey] | None = None  # the daemon has them; None while it has not said
     saved: set[OffloadKey] = field(default_factory=set)  # by this request
@@ -29,6 +32,7 @@ class TrackedRequest:
     keys: dict[OffloadKey, BlockKey] = field(default_factory=dict)
     secret: bytes = b""  # what these keys were made with
     saving: int = 0  # jobs not settled
+    short_since: float | None = None  # there were too few slots to save into, and there still are
     finished: bool = False
 
 
@@ -36,6 +40,7 @@ class TrackedRequest:
 class TrackedJob:
     req_id: str
     ranks: int  # that have not settled it
+    ordered_at: float
     lease: int | None = None  # of a load
     keys: bytes = b""  # of a save, packed
     slots: list[int] = field(default_factory=list)

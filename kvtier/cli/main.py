@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 from kvtier import __version__, observer
-from kvtier.cli import stats, verify
+from kvtier.cli import calibrate, explain, simulate, size, stats, verify
 from kvtier.client import default_socket
-from kvtier.errors import DaemonError
+from kvtier.errors import ConfigError, DaemonError, KVTierError
+
+WITH_PARSERS = {"explain": explain, "calibrate": calibrate, "simulate": simulate, "size": size}
 
 
 def main() -> None:
@@ -28,11 +30,14 @@ def _run(arguments: list[str], program: str) -> None:
         elif given.command == "flush":
             if not observer.flush(given.socket, given.timeout):
                 raise DaemonError("the NVMe tier is off or read-only: not everything would survive a crash now")
-        elif not verify.run(given.folder, as_json=given.json):
-            sys.exit(1)
-    except DaemonError as error:
+        elif given.command == "verify":
+            if not verify.run(given.folder, as_json=given.json):
+                sys.exit(1)
+        else:
+            WITH_PARSERS[given.command].run(given)
+    except KVTierError as error:
         print(f"{program}: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)
 
@@ -65,4 +70,6 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     verified.add_argument("folder", type=Path, nargs="+", help="the folders of nvme.paths, in their order")
     verified.add_argument("--json", action="store_true", help="print one JSON object")
+    for subcommand in WITH_PARSERS.values():
+        subcommand.add_parser(commands)
     return parser

@@ -5,15 +5,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
+from kvtier.cli.page import page, table
 from kvtier.config import format_size
 from kvtier.observer import ask
 from kvtier.stats import COUNTERS
 
-FILE_COLUMNS = 160  # where there is no terminal to ask
 RATE_S = 0.2  # with -1: how long rates are measured
 
 
@@ -25,8 +25,7 @@ def run(socket: Path, *, once: bool, as_json: bool, interval: float) -> None:
         return
     if once:
         time.sleep(RATE_S)
-        console = Console()
-        Console(width=console.width if console.is_terminal else FILE_COLUMNS).print(render(before, ask(socket)))
+        page().print(render(before, ask(socket)))
         return
     with Live(render(before, before), screen=True, auto_refresh=False) as live:
         while True:
@@ -43,7 +42,7 @@ def render(before: dict[str, Any], now: dict[str, Any]) -> Group:
     pinned = "pinned" if arena["pinned"] else "not pinned"
     title = f"kvtierd {now['version']}  up {_duration(now['uptime_s'])}  pid {now['pid']}  arena {pages}, {pinned}"
     drives = [_drives(now["tiers"]["nvme"])] if "nvme" in now["tiers"] else []
-    return Group(title, _tiers(before, now), *drives, _engines(now), _counters(now))
+    return Group(title, _tiers(before, now), *drives, _engines(now), _decisions(now), _counters(now))
 
 
 def _tiers(before: dict[str, Any], now: dict[str, Any]) -> Table:
@@ -54,11 +53,11 @@ def _tiers(before: dict[str, Any], now: dict[str, Any]) -> Table:
         grown = now["counters"][counter] - before["counters"][counter] if same else 0
         return f"{grown / seconds / 1e9:.2f}"
 
-    table = _table("tier", "capacity", "used", "blocks", "lent", "leased", "hit tokens", "GB/s in", "GB/s out")
+    shown = table("tier", "capacity", "used", "blocks", "lent", "leased", "hit tokens", "GB/s in", "GB/s out")
     flows = {"cpu": ("saved_bytes", "loaded_bytes"), "nvme": ("demoted_bytes", "promoted_bytes")}
     for name, tier in now["tiers"].items():
         used = f"{format_size(tier['used_bytes'])} ({tier['used_bytes'] / tier['capacity_bytes']:.0%})"
-        table.add_row(
+        shown.add_row(
             name,
             format_size(tier["capacity_bytes"]),
             used,
@@ -68,14 +67,14 @@ def _tiers(before: dict[str, Any], now: dict[str, Any]) -> Table:
             f"{tier['hit_tokens']:,}" if "hit_tokens" in tier else "",
             *map(rate, flows[name]),
         )
-    return table
+    return shown
 
 
 def _drives(nvme: dict[str, Any]) -> Table:
     """The NVMe tier's drives: how they are used, and how long they last."""
-    table = _table("drives", "state", "I/O", "to write", "writes a day", "budget a day", "budget left", "days of life")
+    shown = table("drives", "state", "I/O", "to write", "writes a day", "budget a day", "budget left", "days of life")
     life = nvme["days_of_life"]
-    table.add_row(
+    shown.add_row(
         ", ".join(drive["path"] for drive in nvme["drives"])[:40],
         f"read-only: {nvme['reason']}" if nvme["read_only"] else "good",
         nvme["io"],
@@ -85,14 +84,14 @@ def _drives(nvme: dict[str, Any]) -> Table:
         format_size(nvme["budget_left_bytes"]),
         "" if life is None else f"{life:,.0f}",
     )
-    return table
+    return shown
 
 
 def _engines(now: dict[str, Any]) -> Table:
-    table = _table("engine", "processes", "block", "tokens/block", "lent slots", "leases", "leased blocks", "connected")
+    shown = table("engine", "processes", "block", "tokens/block", "lent slots", "leases", "leased blocks", "connected")
     for engine in now["engines"]:
         pids = [str(c["pid"]) for c in now["clients"] if c["engine"] == engine["engine"]]
-        table.add_row(
+        shown.add_row(
             engine["engine"][:24],
             " ".join(pids),
             format_size(engine["slot_bytes"]),
@@ -103,24 +102,35 @@ def _engines(now: dict[str, Any]) -> Table:
             _duration(engine["connected_s"]),
         )
     if not now["engines"]:
-        table.add_row("none is connected")
-    return table
+        shown.add_row("none is connected")
+    return shown
+
+
+def _decisions(now: dict[str, Any]) -> Table:
+    """Fetch or recompute: what came of it."""
+    made, counters = now["decisions"], now["counters"]
+    shown = table("decisions", "fetched", "computed", "held out", "tokens saved", "GPU s saved, net", "s of regret", "off")
+    off = [name for name, tier in made["guard"]["tiers"].items() if not tier["on"]]
+    shown.add_row(
+        made["mode"],
+        f"{counters['decided_fetch']:,}",
+        f"{counters['decided_recompute']:,}",
+        f"{counters['missed_hold_out']:,}",
+        f"{counters['loaded_tokens']:,}",
+        f"{made['saved_gpu_s']:,.1f}",
+        f"{made['regret_s']:,.1f}",
+        ", ".join(off) or "none",
+    )
+    return shown
 
 
 def _counters(now: dict[str, Any]) -> Table:
-    table = _table("since start", "", "")
+    shown = table("since start", "", "")
     for name, meaning in COUNTERS.items():
         value = now["counters"].get(name, 0)
         if value:
-            table.add_row(name, f"{value:,}", meaning)
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 or column == "" or column == "processes" else "right")
-    return table
+            shown.add_row(name, f"{value:,}", meaning)
+    return shown
 
 
 def _duration(seconds: float) -> str:

@@ -116,7 +116,7 @@ def test_stats_show_the_drives_what_was_refused_and_how_long_they_last(tmp_path)
 def test_json_is_one_object_with_everything(busy):
     state = json.loads(run("kvtier", "stats", "--json", "--socket", busy.socket).stdout)
     assert set(state) == {
-        "version", "generation", "uptime_s", "arena", "pid", "tiers", "engines", "counters", "clients"
+        "version", "generation", "uptime_s", "arena", "pid", "tiers", "engines", "decisions", "counters", "clients"
     }  # fmt: skip
     assert set(state["counters"]) == set(COUNTERS)
     assert state["tiers"]["cpu"] == {

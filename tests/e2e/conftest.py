@@ -92,8 +92,9 @@ def start_engine(engine_log_dir: Path, request: pytest.FixtureRequest) -> Iterat
 
 @pytest.fixture(scope="session")
 def kvtierd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KVTierd]:
-    """The daemon that all engines share, unless a test has one of its own to maltreat."""
-    with KVTierd(tmp_path_factory.mktemp("kvtierd"), {"cpu.capacity": CAPACITY}) as running:
+    """The daemon that all engines share, unless a test has one of its own to maltreat. Tiny models compute sooner than
+    anything is loaded; here hits are asserted."""
+    with KVTierd(tmp_path_factory.mktemp("kvtierd"), {"cpu.capacity": CAPACITY, "cost.mode": "always"}) as running:
         yield running
 
 

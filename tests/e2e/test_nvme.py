@@ -19,6 +19,7 @@ SMALL = {
     "nvme.capacity": "512 MiB",
     "nvme.endurance_dwpd": 1000,
     "nvme.stage_deadline_ms": 10_000,
+    "cost.mode": "always",
 }
 
 
@@ -71,6 +72,16 @@ def test_a_conversation_that_left_ram_comes_back_from_the_drive_bit_for_bit(engi
     assert (loaded.tokens, loaded.logprobs) == (hit.tokens, hit.logprobs)
 
 
+def test_blocks_begin_to_be_read_when_the_request_arrives_however_long_it_waits_for_its_turn(engine, daemon):
+    _talk(engine, _prompt(5))
+    _push_out_of_ram(engine, daemon)
+    engine.reset()
+    before = daemon.counter("promoted_blocks")
+    engine.add("waits", _prompt(5))  # and no step is made
+    eventually(lambda: daemon.counter("promoted_blocks") - before == WHOLE // BLOCK)
+    assert engine.finish()["waits"].external_tokens == WHOLE
+
+
 def test_what_the_engines_own_cache_covers_is_read_from_no_tier(engine, daemon):
     _talk(engine, _prompt(2))
     eventually(lambda: daemon.engine(daemon.snapshot()["engines"][0]["engine"])["leases"] == 0)
@@ -86,7 +97,7 @@ def test_kvtierd_dies_and_comes_back_and_the_same_engine_goes_on_from_the_drive(
     hit = _talk(engine, _prompt(3))
     assert observer.flush(daemon.socket, 30)
     daemon.restart()
-    eventually(lambda: _talk(engine, [5, 6, 7]) and daemon.snapshot()["engines"])
+    eventually(lambda: _talk(engine, [5, 6, 7]) and observer.explain(daemon.socket, "last"))  # until it asks again
     eventually(lambda: daemon.snapshot()["engines"][0]["lent_slots"])
     engine.reset()
     loaded = _talk(engine, _prompt(3))

@@ -22,7 +22,7 @@ def _prompt(seed: int, length: int = 300) -> list[int]:
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory) -> KVTierd:
-    with KVTierd(tmp_path_factory.mktemp("trouble"), {"cpu.capacity": "256 MiB"}) as running:
+    with KVTierd(tmp_path_factory.mktemp("trouble"), {"cpu.capacity": "256 MiB", "cost.mode": "always"}) as running:
         yield running
 
 

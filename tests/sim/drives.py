@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from kvtier.admission import Budget
 from kvtier.block import SLOT_UNIT, BlockKey, unpack_keys
 from kvtier.extents import Extents
+from kvtier.store import DRIVE_BYTES_PER_S, DRIVE_LATENCY_S
 from kvtier.tiers.base import Recovered
 from kvtier.transfer import Demote, Finished, Flush, Forget, Promote, Remember, Transfer
 
+from .drives_link import HeardLink
 from .expected_below import ExpectedBelow
 from .tier_model import ROTTEN, Disks, Luck, TierModel
 
@@ -20,16 +22,20 @@ if TYPE_CHECKING:
 
 EXTENT_UNITS = 32
 TICK_S = 0.05  # how often lookups are answered whose time is over
-BUDGETS = (2**40, 2**40, 2**25, 2**21)  # bytes a day
+BUDGETS = (*[2**40] * 4, 2**25, 2**21)  # bytes a day
 REFUSALS = ("refused_budget", "refused_first_use", "refused_queue", "refused_too_large")
-LUCK = (Luck(io=0.01), *[Luck(io=0.1, rots=0.15, hangs=0.03, late=0.2)] * 2)
+LUCK = (
+    Luck(io=0.01),
+    *[Luck(io=0.1, rots=0.15, hangs=0.03, late=0.2)] * 2,
+    *[Luck(io=0.1, rots=0.05, late=0.1, read_s=0.1)] * 2,
+)
 
 
 class Drives:
     def __init__(self, sim: Simulation) -> None:
         self.sim = sim
         drives = sim.random.randint(1, 3)
-        extents = max(drives + 1, sim.random.choice((2, 6, 8, 12)))  # the first are hardly more than the arena
+        extents = max(drives + 1, sim.random.choice((2, 6, 8, 16)))  # the first are hardly more than the arena
         self.disks = Disks(extents, EXTENT_UNITS, drives)
         self.bytes_per_day = sim.random.choice(BUDGETS)
         self.luck = sim.random.choice(LUCK)
@@ -54,9 +60,10 @@ class Drives:
             recovered.keys, recovered.places, recovered.sizes, recovered.namespaces, recovered.checksums
         )
         assert not odd, "what the tier recovered doesn't fit"
-        sim.store.attach(self.extents, Budget(self.bytes_per_day, sim.now), self.stage_s, recovered.remembered)
+        link = HeardLink(lambda: sim.now, DRIVE_LATENCY_S, DRIVE_BYTES_PER_S)
+        sim.store.attach(self.extents, Budget(self.bytes_per_day, sim.now), self.stage_s, recovered.remembered, link)
         sim.expected.below = ExpectedBelow(
-            sim.expected, sim.store.ram.slots.capacity, self.bytes_per_day, self.stage_s, sim.now
+            sim.expected, sim.store.ram.slots.capacity, self.bytes_per_day, self.stage_s, sim.now, link
         )
         sim.expected.below.recover(recovered)
 
@@ -84,6 +91,14 @@ class Drives:
         if sim.store.leases.waiting() and not self._ticks:
             self._ticks = True
             self._at(sim.now + TICK_S, "ticks", self._tick)
+
+    def due(self, engine: str, lease: int) -> None:
+        below, now = self._below, self.sim.now
+        outlook = below.outlook(now)
+        self.sim.store.due(engine, lease, now)
+        self.sim.expected.decisions.due((engine, lease), now)
+        if (engine, lease) in below.waiting:
+            below.replan(outlook, now)
 
     def flush(self) -> None:
         self._flushes += 1
@@ -134,8 +149,8 @@ class Drives:
         for done in self.tier.poll():
             order = self._below.under_way[done.ticket]
             self.sim.log.append(f"{self.sim.now:9.4f}   {done.fault or 'done'}: {order}")
-            self.sim.store.finished(done)
-            self._below.finished(done)
+            self.sim.store.finished(done, self.sim.now)
+            self._below.finished(done, self.sim.now)
             self._note_finished(order, done)
         self.check_content()
         if self.sim.chance(0.1):
@@ -144,8 +159,11 @@ class Drives:
     def _tick(self) -> None:
         self._ticks = False
         self.sim.store_was_called()
-        self.sim.store.leases.expire(self.sim.now)
-        self._below.expire(self.sim.now)
+        outlook = self._below.outlook(self.sim.now)
+        self.sim.store.leases.replan(self.sim.now)
+        self._below.replan(outlook, self.sim.now)
+        late = [asker for asker, mine in self.sim.store.lower.staging.waiting.items() if mine.until <= self.sim.now]
+        assert not late, f"{late} wait longer than any lookup may"
 
     # --- what survives -----------------------------------------------------------------------------------------
 

@@ -13,34 +13,25 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvtier.block import ABSENT, BELOW, BlockKey, block_key, namespace_secret, private_secret
+from kvtier.decision import Ask
 
 from .arena_model import ArenaModel, Meaning, part_of
+from .asking import Asking
 
 if TYPE_CHECKING:
     from .simulation import Namespace, Simulation
 
 ROOT = b"the daemon's root"
-CONVERSATIONS, CONVERSATIONS_WITH_DRIVES, BLOCKS_MAX = 5, 9, 6
+CONVERSATIONS, BLOCKS_MAX = 5, 6
 BUSY_UNTIL = 10.0  # simulated seconds in which engines begin requests and come back
-
-
-@dataclass(frozen=True)
-class Habits:
-    """How the surroundings behave. Each default is right; the other value is a bug of theirs, planted by a test."""
-
-    leaves_when_copies_are_over: bool = True
-    commits_when_all_ranks_are_done: bool = True
-    gives_back_when_all_ranks_are_done: bool = True
-    releases_when_all_ranks_are_done: bool = True
-
-
-RIGHT = Habits()
 
 
 @dataclass(eq=False)
 class Request:
     keys: list[BlockKey]
     meanings: list[Meaning]
+    conversation: int
+    ask: Ask = field(default_factory=Ask)
     lease: int = 0
     barred: bool = False  # its KV is from before a reset
 
@@ -80,9 +71,13 @@ class EngineModel:
     shared_secret: bytes = b""
     secret: bytes = b""
     version: str = ""  # of the weights: part of what each key means
+    asking: Asking = field(init=False)
     _wire_free_at: float = 0.0
     _leases: itertools.count = field(default_factory=lambda: itertools.count(1))
     _tokens: itertools.count = field(default_factory=lambda: itertools.count(1))
+
+    def __post_init__(self) -> None:
+        self.asking = Asking(self)
 
     # --- life --------------------------------------------------------------------------------------------------
 
@@ -104,15 +99,18 @@ class EngineModel:
         self.version = self.token.decode() or f"weights-{self.sim.expected.resets[self.namespace.digest]}"
         if self.reset_due:
             self._send_reset()
-        self._later(0.05, "ticks", self._tick)
+        self.asking.begin_stay()
+        self.later(0.05, "ticks", self._tick)
 
     def _tick(self) -> None:
         if self.sim.now > BUSY_UNTIL:
             return
-        self._later(0.1 if self.sim.drives is None else 0.06, "ticks", self._tick)
-        luck = self.sim.random.random()
-        if luck < 0.92:
+        self.later(0.1 if self.sim.drives is None else 0.06, "ticks", self._tick)
+        luck = self.sim.random.random() * (0.951 if self.sim.is_calm else 1)
+        if luck < 0.9:
             self._begin_request()
+        elif luck < 0.92:
+            self.asking.say_pace()
         elif luck < 0.95:
             self._rest()
         elif luck < (0.965 if self.sim.drives is None else 0.951):
@@ -141,7 +139,7 @@ class EngineModel:
         self.open.clear()
         self.jobs.clear()
         self.lent = []
-        self._say(how, self._fall_silent, always=True)
+        self.say(how, self._fall_silent, always=True)
 
     def _fall_silent(self) -> None:
         self.sim.leaving(self.name)
@@ -173,11 +171,11 @@ class EngineModel:
         """It wants fewer slots for a while, and gives back what it holds above that; now and then it wants too many."""
         few = self.sim.random.choice((0, 0, 1, 3, 20))
         back, self.lent = self.lent[few:], self.lent[:few]
-        self._say(f"wants {few} slots", lambda: self.sim.want(self.name, few))
+        self.say(f"wants {few} slots", lambda: self.sim.want(self.name, few))
         if back:
-            self._say(f"gives back {back}", lambda: self.sim.give_back(self.name, back))
+            self.say(f"gives back {back}", lambda: self.sim.give_back(self.name, back))
         wish = self.wish
-        self._later(0.5, f"wants {wish} slots", lambda: self._say("wants", lambda: self.sim.want(self.name, wish)))
+        self.later(0.5, f"wants {wish} slots", lambda: self.say("wants", lambda: self.sim.want(self.name, wish)))
 
     def reset_cache(self) -> None:
         """The weights change: nothing saved so far means anything to this engine any more."""
@@ -196,7 +194,7 @@ class EngineModel:
         self.reset_due = False
         self.secret = private_secret(self.shared_secret, self.token)
         self.version = self.token.decode()
-        self._say("resets", lambda: self.sim.reset(self.name, self.namespace))
+        self.say("resets", lambda: self.sim.reset(self.name, self.namespace))
 
     def _break_the_protocol(self) -> None:
         """The daemon refuses it and hears nothing that it says later."""
@@ -208,13 +206,13 @@ class EngineModel:
             if self.state == "up":
                 self.hang_up()
 
-        self._say("names a slot that is not its own", refused)
+        self.say("names a slot that is not its own", refused)
 
     # --- requests ----------------------------------------------------------------------------------------------
 
     def on_lent(self, slots: list[int]) -> None:
         if self.state == "up":
-            self._later(0.01, f"gets slots {slots}", lambda: self.lent.extend(slots))
+            self.later(0.01, f"gets slots {slots}", lambda: self.lent.extend(slots))
 
     def _begin_request(self) -> None:
         request = self._some_blocks()
@@ -223,36 +221,38 @@ class EngineModel:
             return
         request.lease = next(self._leases)
         self.open[request.lease] = request
-        self._say(f"looks up {len(request.keys)} keys, lease {request.lease}", lambda: self._ask(request))
+        self.say(f"looks up {len(request.keys)} keys, lease {request.lease}", lambda: self._ask(request))
         if self.sim.chance(0.1):
-            self._later(0.05, f"aborts lease {request.lease}", lambda: self._abort(request))
+            self.later(0.05, f"aborts lease {request.lease}", lambda: self._abort(request))
 
     def _some_blocks(self) -> Request:
-        conversations = CONVERSATIONS if self.sim.drives is None else CONVERSATIONS_WITH_DRIVES
-        conversation = min(self.sim.random.randrange(conversations) for _ in range(2))  # some are talked to more
-        numbers = list(range(self.sim.random.randint(1, BLOCKS_MAX)))
+        conversation = min(self.sim.random.randrange(CONVERSATIONS) for _ in range(3))  # some are talked to more
+        numbers = list(range(self.sim.random.randint(2, BLOCKS_MAX)))
         if self.sim.chance(0.05):
             numbers += numbers[:2]
         meanings: list[Meaning] = [(self.namespace.digest[:4].hex(), self.version, conversation, i) for i in numbers]
         keys = [block_key(self.secret, b"%d:%d" % (conversation, i)) for i in numbers]
         for key, meaning in zip(keys, meanings, strict=True):
             self.sim.learn(key, meaning, self.namespace.units)
-        return Request(keys, meanings)
+        return Request(keys, meanings, conversation)
 
     def _ask(self, request: Request) -> None:
-        skip = self.sim.random.choice((0, 0, 0, len(request.keys) // 2, len(request.keys)))
-        answer = self.sim.lookup(self.name, request.lease, request.keys, skip)
+        skip = self.sim.random.choice((*[0] * 7, len(request.keys) // 2, len(request.keys) // 2, len(request.keys)))
+        request.ask = self.asking.ask(len(request.keys), skip, request.conversation)
+        answer = self.sim.lookup(self.name, request.lease, request.keys, skip, request.ask)
         if answer is not None:
             self.on_answer(request.lease, answer)
-        elif self.sim.chance(0.15):
+            return
+        self.asking.wait(request.lease)
+        if self.sim.chance(0.15):
             mate = self.sim.random.choice([other for other in self.sim.engines if other.namespace is self.namespace])
-            self._later(0.02, f"waits, {mate.name} resets", lambda: mate.state == "up" and mate.reset_cache())
+            self.later(0.02, f"waits, {mate.name} resets", lambda: mate.state == "up" and mate.reset_cache())
 
     def on_answer(self, lease: int, answer: list[int]) -> None:
         """At once, or after the lookup had to wait."""
         if request := self.open.get(lease):
             self.sim.must_answer(answer, request.keys)
-            self._later(0.02, f"hears lease {lease}: {answer}", lambda: self._use(request, answer))
+            self.later(0.02, f"hears lease {lease}: {answer}", lambda: self._use(request, answer))
 
     def _use(self, request: Request, answer: list[int]) -> None:
         if request.lease not in self.open:
@@ -262,7 +262,7 @@ class EngineModel:
         if not here or self.sim.chance(0.1):
             self._release(request, 0)
         elif self.sim.chance(0.1):
-            self._later(2.0, f"held lease {request.lease} for nothing", lambda: self._abort(request))
+            self.later(2.0, f"held lease {request.lease} for nothing", lambda: self._abort(request))
         else:
             self._load(request, here, [answer[i] for i in here])
         self._save(request, absent)
@@ -274,7 +274,9 @@ class EngineModel:
 
     def _release(self, request: Request, loaded: int) -> None:
         del self.open[request.lease]
-        self._say(f"releases {request.lease}", lambda: self.sim.release(self.name, request.lease, loaded))
+        load_s = self.asking.load_s()
+        self.say(f"releases {request.lease}", lambda: self.sim.release(self.name, request.lease, loaded, load_s))
+        self.asking.end(request.ask, loaded * self.namespace.block_tokens)
 
     # --- copies ------------------------------------------------------------------------------------------------
 
@@ -340,7 +342,7 @@ class EngineModel:
         if job.ranks and self._waits_for_all_ranks(job):
             return
         job.settled = True
-        self._later(0.01, f"settles {job.name}", lambda: self._settle(job))
+        self.later(0.01, f"settles {job.name}", lambda: self._settle(job))
 
     def _waits_for_all_ranks(self, job: Job) -> bool:
         habits = self.sim.habits
@@ -355,15 +357,15 @@ class EngineModel:
         if job.loads:
             self._release(job.request, 0 if job.failed else len(job.slots))
         elif job.failed:
-            self._say(f"gives back {job.slots}", lambda: self.sim.give_back(self.name, job.slots))
+            self.say(f"gives back {job.slots}", lambda: self.sim.give_back(self.name, job.slots))
         else:
-            self._say(f"commits {job.slots}", lambda: self.sim.commit(self.name, job.keys, job.slots))
+            self.say(f"commits {job.slots}", lambda: self.sim.commit(self.name, job.keys, job.slots))
         if not job.request.barred:
-            self._say("touches", lambda: self.sim.touch(job.request.keys))
+            self.say("touches", lambda: self.sim.touch(job.request.keys))
 
     # --- the wire ----------------------------------------------------------------------------------------------
 
-    def _say(self, what: str, action: Callable[[], None], always: bool = False) -> None:
+    def say(self, what: str, action: Callable[[], None], always: bool = False) -> None:
         """To the daemon: late, in order."""
         self._wire_free_at = max(self.sim.now + self.sim.delay(0.01), self._wire_free_at)
         life = self.sim.life
@@ -374,7 +376,7 @@ class EngineModel:
 
         self.sim.at(self._wire_free_at, f"{self.name} {what}", unless_dead)
 
-    def _later(self, seconds: float, what: str, action: Callable[[], None]) -> None:
+    def later(self, seconds: float, what: str, action: Callable[[], None]) -> None:
         """Within this stay."""
         stay = self.stay
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 from kvtier.arena import slab_bytes_for
 from kvtier.block import ABSENT, BELOW, SLOT_UNIT, BlockKey, slot_bytes_for
+from kvtier.decision import Ask
 
 if TYPE_CHECKING:
     from .expected_below import ExpectedBelow
+    from .expected_decisions import ExpectedDecisions
 
 
 @dataclass
@@ -25,12 +27,13 @@ class Joined:
     size: int
     wish: int
     wish_max: int
+    block_tokens: int
     is_chain: bool
     hungry: bool = True
 
 
 class Expected:
-    def __init__(self, capacity: int, lend_share: float, lease_share: float) -> None:
+    def __init__(self, capacity: int, lend_share: float, lease_share: float, decisions: ExpectedDecisions) -> None:
         self.slab_bytes = slab_bytes_for(capacity)
         self.slab_sizes = [0] * (capacity // self.slab_bytes)  # 0: not assigned
         self.lend_max = int(capacity * lend_share)
@@ -44,6 +47,7 @@ class Expected:
         self.staged: set[int] = set()  # being read from a drive
         self.pins_by_writes: Counter[int] = Counter()
         self.below: ExpectedBelow | None = None
+        self.decisions = decisions
         self.stamps: dict[int, int] = {}  # slot of a block -> when it was used; the lowest is to go first
         self.uses = 0
         self.closing: int | None = None  # a slab
@@ -52,9 +56,11 @@ class Expected:
 
     # --- events, as BlockStore has them ----------------------------------------------------------------------
 
-    def join(self, engine: str, namespace: bytes, block_bytes: int, lend: int, is_chain: bool) -> tuple[int, int]:
+    def join(
+        self, engine: str, namespace: bytes, block_bytes: int, block_tokens: int, lend: int, is_chain: bool
+    ) -> tuple[int, int]:
         size = slot_bytes_for(block_bytes)
-        self.engines[engine] = Joined(namespace, size, max(1, lend), max(1, lend), is_chain)
+        self.engines[engine] = Joined(namespace, size, max(1, lend), max(1, lend), block_tokens, is_chain)
         if self.below is not None:
             self.below.knows(namespace)
         return self.resets[namespace], self.target_of(engine)
@@ -65,12 +71,15 @@ class Expected:
 
     def leaving(self, engine: str) -> None:
         self.engines[engine].wish = self.engines[engine].wish_max = 0
+        self.decisions.leaving(engine)
         if self.below is not None:
             self.below.leaving(engine)
 
     def leave(self, engine: str) -> None:
         if self.below is not None:
             self.below.leaving(engine)
+        self.decisions.leaving(engine)
+        self.decisions.leave(engine)
         del self.engines[engine]
         self.lent = {slot: name for slot, name in self.lent.items() if name != engine}
         self.leases = {lease: slots for lease, slots in self.leases.items() if lease[0] != engine}
@@ -85,29 +94,36 @@ class Expected:
         if self.below is not None:
             self.below.reset(namespace)
 
-    def lookup(self, engine: str, lease: int, keys: list[BlockKey], skip: int, now: float) -> list[int] | None:
+    def lookup(self, engine: str, lease: int, keys: list[BlockKey], skip: int, ask: Ask, now: float) -> list[int] | None:
+        mine, asker = self.engines[engine], (engine, lease)
         slot_of = {key: slot for slot, (key, _) in self.blocks.items()}
         found = [slot_of.get(key, ABSENT) for key in keys]
-        here = [slot for slot in found if slot != ABSENT]
-        wanted = self.below.mark(found, keys, skip, self.engines[engine].is_chain) if self.below is not None else []
-        if not here and not wanted:
-            return found
-        self.use(here)
+        self.use([slot for slot in found if slot != ABSENT])
+        wanted = []
         if self.below is not None:
             self.below.used_again.update(key for key in keys if key in slot_of)
-        room = max(0, (self.lease_max - self.leased_bytes) // self.engines[engine].size)
-        self.leases[engine, lease] = here[:room]
+            wanted = self.below.mark(found, keys, skip, mine.is_chain)
+        if ask.request:
+            end, waits = self.decisions.decide(asker, ask, keys, found, skip, mine, now)
+            found = [slot if slot == ABSENT or i < end else BELOW for i, slot in enumerate(found)]
+            wanted = wanted if waits else []
+        here = [slot for slot in found if slot < BELOW]
+        room = max(0, (self.lease_max - self.leased_bytes) // mine.size)
+        if here or wanted:
+            self.leases[asker] = here[:room]
         offered = iter(here[:room])
-        answer = [slot if slot >= BELOW else next(offered, ABSENT) for slot in found]
+        answer = [slot if slot >= BELOW else next(offered, BELOW) for slot in found]
         wanted = wanted[: max(0, room - len(here))]
-        if not wanted or self.below is None:
-            return answer
-        self.below.wait((engine, lease), answer, wanted, now)
-        return None
+        if wanted and self.below is not None:
+            self.below.wait(asker, answer, wanted, now)
+            return None
+        self.decisions.answered(asker, answer, now)
+        return answer
 
     def release(self, engine: str, lease: int) -> None:
         if self.below is not None:
-            self.below.waiting.pop((engine, lease), None)
+            self.below.forget((engine, lease))
+        self.decisions.forget((engine, lease))
         self.leases.pop((engine, lease), None)
         self.free_what_nobody_holds()
 
@@ -145,17 +161,17 @@ class Expected:
         assert set(given) <= set(hungry), f"slots for {sorted(given)}, but only {hungry} may have some"
         for name in sorted(hungry, key=lambda name: (self.engines[name].size != self.closing_for, name)):
             engine = self.engines[name]
-            compares = True
+            compares, cause = True, f"its room in RAM was needed by engine {name}"
             for slot in given.get(name, ()):
                 assert self.may_have_more(name), f"{name} got more than its target or all engines more than their share"
                 if not self.free(engine.size):
-                    assert self._make_room(engine.size, compares), f"slot {slot} was lent, but nothing may go for it"
+                    assert self._make_room(engine.size, compares, cause), f"slot {slot} was lent, but nothing may go for it"
                     compares = False
                 assert slot in self.free(engine.size), f"slot {slot} was lent, but it is no free slot of this size"
                 self.slab_sizes[self.slab_of(slot)] = engine.size
                 self.lent[slot] = name
             if self.may_have_more(name):
-                had_one = self.free(engine.size) or self._make_room(engine.size, compares)
+                had_one = self.free(engine.size) or self._make_room(engine.size, compares, cause)
                 assert not had_one, f"{name} got no slot, though there was one"
             engine.hungry = self.held_by(name) < self.target_of(name)
         if self.closing is None:
@@ -163,7 +179,8 @@ class Expected:
 
     def stage(self, size: int, slot: int | None) -> bool:
         """Judges what a read took: `slot`, or None when there should be none."""
-        if not self.free(size) and not self._make_room(size, True):
+        cause = "its room in RAM was needed to read others from the drives"
+        if not self.free(size) and not self._make_room(size, True, cause):
             assert slot is None, f"slot {slot} is read into, but nothing may go for it"
             return False
         assert slot in self.free(size), f"slot {slot} is read into; free are {sorted(self.free(size))}"
@@ -221,8 +238,8 @@ class Expected:
 
     # --- how -------------------------------------------------------------------------------------------------
 
-    def _make_room(self, size: int, compares: bool) -> bool:
-        """Whether a slot of this size can be had, after what must go for it has gone."""
+    def _make_room(self, size: int, compares: bool, cause: str) -> bool:
+        """Whether a slot of this size can be had, after what must go for it has gone, for this cause."""
         pins = self.pins
         own = [slot for slot in self.order if self.slab_sizes[self.slab_of(slot)] == size and not pins[slot]]
         limit = self.stamps[own[0]] if own else math.inf
@@ -230,10 +247,10 @@ class Expected:
             held = self._held_in(best)
             if held:
                 self.closing, self.closing_for = best, size
-            self._drop(self._blocks_in(best))
+            self._evict(self._blocks_in(best), cause)
             if not held:
                 return True
-        self._drop(own[:1])
+        self._evict(own[:1], cause)
         return bool(own)
 
     def _best_slab(self, size: int, limit: float) -> int | None:
@@ -260,6 +277,10 @@ class Expected:
         self.uses += len(slots)
         for position, slot in enumerate(slots):
             self.stamps[slot] = self.uses - position
+
+    def _evict(self, slots: list[int], cause: str) -> None:
+        self.decisions.ghosts.update((self.blocks[slot][0], cause) for slot in slots)
+        self._drop(slots)
 
     def _drop(self, slots: list[int]) -> None:
         for slot in slots:

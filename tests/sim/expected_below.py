@@ -16,7 +16,9 @@ from kvtier.staging import READING_BYTES_MAX, READING_SHARE
 from kvtier.tiers.base import Recovered
 from kvtier.transfer import Demote, Finished, Forget, Promote, Remember, Transfer
 
+from .drives_link import HeardLink
 from .expected import Expected
+from .expected_decisions import NEVER
 
 Asker = tuple[str, int]  # engine, lease
 
@@ -34,6 +36,7 @@ class Lookup:
     answer: list[int]
     positions: dict[BlockKey, list[int]]
     until: float
+    moved_at: float  # when something came for it, or it was its turn
     to_read: list[tuple[BlockKey, int, int]]  # key, place, size
 
 
@@ -58,6 +61,7 @@ class ExpectedBelow:
     bytes_per_day: float
     stage_s: float
     filled_at: float
+    link: HeardLink  # the store's own, to the drives
     numbers: dict[bytes, int] = field(default_factory=dict)  # of namespaces
     blocks: dict[BlockKey, Lying] = field(default_factory=dict)
     used_again: set[BlockKey] = field(default_factory=set)
@@ -69,6 +73,7 @@ class ExpectedBelow:
     told: dict[bytes, int] = field(default_factory=dict)  # namespace -> epoch that the tier heard last
     written: set[BlockKey] = field(default_factory=set)  # ever
     left: float = 0.0  # of the budget
+    came_bytes: int = 0  # ever
 
     def __post_init__(self) -> None:
         self.left = self.bytes_per_day
@@ -103,18 +108,38 @@ class ExpectedBelow:
         return wanted
 
     def wait(self, asker: Asker, answer: list[int], wanted: list[tuple[int, BlockKey]], now: float) -> None:
-        mine = self.waiting[asker] = Lookup(answer, {}, now + self.stage_s, [])
+        mine = self.waiting[asker] = Lookup(answer, {}, now + self.stage_s, now, [])
         for position, key in wanted:
             if key not in mine.positions:
                 mine.to_read.append((key, self.blocks[key].place, self.ram.engines[asker[0]].size))
             mine.positions.setdefault(key, []).append(position)
 
+    def forget(self, asker: Asker) -> None:
+        self.waiting.pop(asker, None)
+
     def leaving(self, engine: str) -> None:
         self.waiting = {asker: mine for asker, mine in self.waiting.items() if asker[0] != engine}
 
-    def expire(self, now: float) -> None:
-        for asker in [asker for asker, mine in self.waiting.items() if mine.until <= now]:
-            self._answer(asker)
+    def outlook(self, now: float) -> dict[Asker, float]:
+        """For how many seconds more each would wait, by what the link says."""
+        outlook, ahead = {}, 0
+        limit = self.link.stall_limit_s()
+        for asker, mine in self.waiting.items():
+            own = len(mine.positions) * self.ram.engines[asker[0]].size
+            is_being_read = any(asker in read.askers and read.order.key in mine.positions for read in self.reads.values())
+            stands_still = self.link.silent_s(now) > limit or (is_being_read and now - mine.moved_at > limit)
+            outlook[asker] = NEVER if stands_still else self.link.seconds(own, ahead, now)
+            ahead += own
+        return outlook
+
+    def replan(self, outlook: dict[Asker, float], now: float) -> None:
+        """`outlook` from before the store did it."""
+        for asker, mine in list(self.waiting.items()):
+            arrived = [slot < BELOW for slot in mine.answer]
+            if mine.until <= now:
+                self._answer(asker, now, "timed_out")
+            elif not self.ram.decisions.keeps_waiting(asker, arrived, outlook[asker], now):
+                self._answer(asker, now, "timed_out" if outlook[asker] == NEVER else "too_dear")
 
     def request_ended(self, here: list[BlockKey]) -> None:
         if here and sum(key in self.used_again for key in here) >= RETURNED_SHARE * len(here):
@@ -130,8 +155,8 @@ class ExpectedBelow:
         reads = [order for order in orders if isinstance(order, Promote)]
         arrived: list[tuple[Asker, BlockKey]] = []
         for order in reads:
-            self._judge_read(order, arrived)
-        assert not self._next_read(None, arrived), "a read could be ordered and was not"
+            self._judge_read(order, arrived, now)
+        assert not self._next_read(None, arrived, now), "a read could be ordered and was not"
         rest = [order for order in orders if not isinstance(order, Promote)]
         assert writable or not rest, "writes, though the tier takes none"
         for order in rest:
@@ -141,6 +166,8 @@ class ExpectedBelow:
             elif isinstance(order, Forget):
                 gone = {key for key, lying in self.blocks.items() if order.first <= lying.place < order.end}
                 self.used_again -= gone
+                here = {key for key, _ in self.ram.blocks.values()}
+                self.ram.decisions.ghosts.update(dict.fromkeys(gone - here, "its room on the drives was needed"))
                 for key in gone:
                     del self.blocks[key]
             elif isinstance(order, Remember):
@@ -152,10 +179,10 @@ class ExpectedBelow:
         if writable:
             late = [digest for digest in self.numbers if self.told.get(digest) != self.ram.resets[digest]]
             assert not late, "the tier doesn't know the present epoch of a namespace"
-        self._note_arrivals(arrived)
+        self._note_arrivals(arrived, now)
 
-    def _judge_read(self, order: Promote, arrived: list[tuple[Asker, BlockKey]]) -> None:
-        due = self._next_read(order.slot, arrived)
+    def _judge_read(self, order: Promote, arrived: list[tuple[Asker, BlockKey]], now: float) -> None:
+        due = self._next_read(order.slot, arrived, now)
         assert due, f"{order} is ordered, and nobody waits for it"
         asker, key, place, size = due
         lying = self.blocks[key]
@@ -164,7 +191,7 @@ class ExpectedBelow:
         self.under_way[order.ticket] = order
         self.reads[order.ticket] = Read(order, lying.namespace, self.ram.resets[lying.namespace], [asker])
 
-    def _next_read(self, slot: int | None, arrived: list) -> tuple[Asker, BlockKey, int, int] | None:
+    def _next_read(self, slot: int | None, arrived: list, now: float) -> tuple[Asker, BlockKey, int, int] | None:
         for asker, mine in self.waiting.items():
             while mine.to_read:
                 key, place, size = mine.to_read[0]
@@ -177,8 +204,9 @@ class ExpectedBelow:
                 elif not self._may_read(size) or not self.ram.stage(size, slot):
                     return None
                 else:
-                    mine.to_read.pop(0)
-                    return asker, key, place, size
+                    mine.moved_at = now
+                    return asker, *mine.to_read.pop(0)
+                mine.moved_at = now
                 mine.to_read.pop(0)
         return None
 
@@ -205,7 +233,7 @@ class ExpectedBelow:
 
     # --- what came of them -----------------------------------------------------------------------------------
 
-    def finished(self, done: Finished) -> None:
+    def finished(self, done: Finished, now: float) -> None:
         order = self.under_way.pop(done.ticket)
         arrived: list[tuple[Asker, BlockKey]] = []
         if isinstance(order, Demote):
@@ -220,11 +248,15 @@ class ExpectedBelow:
         elif isinstance(order, Promote):
             read = self.reads.pop(done.ticket)
             arrived = [(asker, order.key) for asker in read.askers]
+            self.came_bytes += 0 if done.fault else order.size
+            for asker in read.askers:
+                if asker in self.waiting:
+                    self.waiting[asker].moved_at = now
             self.ram.staged.remove(order.slot)
             self._end_read(read, done.fault)
         elif isinstance(order, Remember) and done.fault and self.told.get(order.digest) == order.epoch:
             del self.told[order.digest]
-        self._note_arrivals(arrived)
+        self._note_arrivals(arrived, now)
 
     def _end_read(self, read: Read, fault: str) -> None:
         order = read.order
@@ -238,7 +270,7 @@ class ExpectedBelow:
             self.used_again.add(order.key)
         self.ram.free_what_nobody_holds()
 
-    def _note_arrivals(self, arrived: list[tuple[Asker, BlockKey]]) -> None:
+    def _note_arrivals(self, arrived: list[tuple[Asker, BlockKey]], now: float) -> None:
         for asker, key in arrived:
             mine = self.waiting.get(asker)
             if mine is None or key not in mine.positions:
@@ -249,15 +281,16 @@ class ExpectedBelow:
                 self.ram.leases[asker] += [slot] * len(positions)
                 for position in positions:
                     mine.answer[position] = slot
-            elif key not in self.blocks:
+            elif slot is None and key not in self.blocks:
                 for position in positions:
                     mine.answer[position] = ABSENT
             if not mine.positions:
-                self._answer(asker)
+                self._answer(asker, now)
 
-    def _answer(self, asker: Asker) -> None:
+    def _answer(self, asker: Asker, now: float, cut: str = "") -> None:
         answer = [slot if slot >= BELOW or slot in self.ram.blocks else ABSENT for slot in self.waiting.pop(asker).answer]
         self.ram.use([slot for slot in answer if slot < BELOW])
+        self.ram.decisions.answered(asker, answer, now, cut)
         self.answers.append((*asker, answer))
 
     # --- flushes ---------------------------------------------------------------------------------------------
@@ -292,6 +325,12 @@ class ExpectedBelow:
 
     def slot_of(self, key: BlockKey) -> int | None:
         return next((slot for slot, (known, _) in self.ram.blocks.items() if known == key), None)
+
+    @property
+    def queued_bytes(self) -> int:
+        """What somebody waits for or what is being read, each read once."""
+        waiting = sum(size for mine in self.waiting.values() for _, _, size in mine.to_read)
+        return waiting + sum(read.order.size for read in self.reads.values())
 
     def places(self) -> np.ndarray:
         return np.array(sorted(lying.place for lying in self.blocks.values()), np.uint32)

@@ -75,7 +75,7 @@ def bytes_are_accounted(store: BlockStore) -> None:
         taken = [slot for slot in its_slots if not slots.is_free(slot) and slot not in slots._shut]
         assert slots.taken_in_slab[slab] == len(taken), f"slab {slab} counts its taken slots wrongly"
     leased = sum(
-        len(lease) * engine.slot_bytes
+        len(lease) * engine.kind.slot_bytes
         for name, engine in store._engines.items()
         for lease in store.leases.of(name).values()
     )
@@ -88,9 +88,9 @@ def bytes_are_accounted(store: BlockStore) -> None:
 
 def lent_slots_stay_within_their_share(store: BlockStore) -> None:
     engines = store._engines.values()
-    lent = sum(len(engine.lent) * engine.slot_bytes for engine in engines)
+    lent = sum(len(engine.lent) * engine.kind.slot_bytes for engine in engines)
     assert store.lent_bytes == lent, "lent_bytes"
-    one_each = sum(engine.slot_bytes for engine in engines)
+    one_each = sum(engine.kind.slot_bytes for engine in engines)
     assert lent <= store._lend_bytes_max + one_each, "more is lent than the share, and a slot for each engine"
 
 
@@ -148,6 +148,6 @@ def engines_hold_what_they_should(store: BlockStore, expected: Expected) -> None
     for name, engine in store._engines.items():
         assert engine.lent == {slot for slot, holder in expected.lent.items() if holder == name}, f"lent to {name}"
         assert store._target(engine) == expected.target_of(name), f"{name}'s target"
-        assert all(slot * SLOT_UNIT + engine.slot_bytes <= store.ram.slots.capacity for slot in engine.lent)
+        assert all(slot * SLOT_UNIT + engine.kind.slot_bytes <= store.ram.slots.capacity for slot in engine.lent)
         leases = {(name, lease): slots.tolist() for lease, slots in store.leases.of(name).items()}
         assert leases == {lease: slots for lease, slots in expected.leases.items() if lease[0] == name}, "open leases"

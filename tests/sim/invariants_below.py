@@ -80,6 +80,10 @@ def transfers_are_accounted(store: BlockStore, below: ExpectedBelow, drives: Dri
     assert set(lower.demotions._writing) == {order.key for order in below.writes()}
     assert lower.demotions.writing_bytes == sum(order.size for order in below.writes()), "writing_bytes"
     assert lower.staging.reading_bytes == sum(read.order.size for read in below.reads.values()), "reading_bytes"
+    link = below.link
+    assert link.queued_bytes == below.queued_bytes, "the link doesn't know what is queued"
+    assert not link.queued_bytes or below.reads or below.waiting, "nothing is under way, and the link is busy"
+    assert link.came_bytes == below.came_bytes, "the link learns from what did not come"
     assert abs(lower.demotions.budget.left - below.left) < 2 + below.bytes_per_day / 1000, "what is left of the budget"
 
 
@@ -90,6 +94,7 @@ def lookups_wait_for_what_they_should(store: BlockStore, below: ExpectedBelow) -
     for asker, mine in waiting.items():
         theirs = below.waiting[asker]
         assert mine.positions == theirs.positions and mine.until == theirs.until, "what a lookup waits for"
+        assert mine.moved_at == theirs.moved_at, "when something moved for it"
         assert mine.answer.tolist() == theirs.answer, "how a lookup would be answered"
         assert mine.positions, "a lookup waits for nothing"
         being_read = {read.order.key for read in below.reads.values()}

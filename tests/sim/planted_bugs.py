@@ -11,7 +11,7 @@ import numpy as np
 from kvtier.block import ABSENT, SLOT_UNIT
 from kvtier.store import BlockStore
 
-from .engine_model import Habits
+from .habits import Habits
 
 
 def release_forgets_to_unpin(store: BlockStore) -> None:
@@ -66,9 +66,9 @@ def give_back_leaves_the_slot_lent_too(store: BlockStore) -> None:
 def leave_gives_lent_slots_back_twice(store: BlockStore) -> None:
     sound = store.leave
 
-    def leave(engine):
+    def leave(engine, now):
         lent = set(store._engines[engine].lent)
-        sound(engine)
+        sound(engine, now)
         for slot in lent:
             store.ram.slots.give(slot)
 
@@ -78,9 +78,9 @@ def leave_gives_lent_slots_back_twice(store: BlockStore) -> None:
 def leave_forgets_the_leases(store: BlockStore) -> None:
     sound = store.leave
 
-    def leave(engine):
+    def leave(engine, now):
         store.leases._of.get(engine, {}).clear()
-        sound(engine)
+        sound(engine, now)
 
     store.leave = leave
 
@@ -88,9 +88,9 @@ def leave_forgets_the_leases(store: BlockStore) -> None:
 def leave_forgets_lent_slots(store: BlockStore) -> None:
     sound = store.leave
 
-    def leave(engine):
+    def leave(engine, now):
         store._engines[engine].lent.clear()
-        sound(engine)
+        sound(engine, now)
 
     store.leave = leave
 
@@ -173,7 +173,7 @@ def lend_goes_over_the_share_of_all(store: BlockStore) -> None:
 
 
 def lend_forgets_that_others_joined(store: BlockStore) -> None:
-    store._target = lambda engine: min(engine.wish, max(1, store._lend_bytes_max // engine.slot_bytes))
+    store._target = lambda engine: min(engine.wish, max(1, store._lend_bytes_max // engine.kind.slot_bytes))
 
 
 def an_engine_that_ran_out_of_slots_is_forgotten(store: BlockStore) -> None:
@@ -196,15 +196,15 @@ def a_wish_is_not_limited(store: BlockStore) -> None:
 
 
 def an_engine_that_is_leaving_is_lent_to(store: BlockStore) -> None:
-    store.leaving = lambda engine: None
+    store.leaving = lambda engine, now: None
 
 
 def nobody_is_served_after_a_release(store: BlockStore) -> None:
     sound = store.release
 
-    def release(engine, lease, loaded):
+    def release(*lease):
         before = store._can_help
-        sound(engine, lease, loaded)
+        sound(*lease)
         store._can_help = before
 
     store.release = release
@@ -213,9 +213,9 @@ def nobody_is_served_after_a_release(store: BlockStore) -> None:
 def nobody_is_served_after_a_leave(store: BlockStore) -> None:
     sound = store.leave
 
-    def leave(engine):
+    def leave(engine, now):
         before = store._can_help
-        sound(engine)
+        sound(engine, now)
         store._can_help = before
 
     store.leave = leave
@@ -270,9 +270,9 @@ def a_commit_into_the_closing_slab_is_kept(store: BlockStore) -> None:
 def for_whom_a_slab_was_closed_is_forgotten(store: BlockStore) -> None:
     sound = store.ram._clear_slab
 
-    def clear_slab(size, own):
+    def clear_slab(*wanted):
         before = store.ram._closing_for
-        whole = sound(size, own)
+        whole = sound(*wanted)
         store.ram._closing_for = before
         return whole
 

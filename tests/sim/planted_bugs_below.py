@@ -4,9 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
-
-from kvtier.block import BELOW
 from kvtier.store import BlockStore
 from kvtier.transfer import Demote, Finished, Forget, Promote, Remember
 
@@ -23,9 +20,9 @@ def lie_about_faults(store: BlockStore, kind: type) -> None:
     lower = store.lower
     sound = lower.finished
 
-    def finished(done: Finished) -> None:
+    def finished(done: Finished, now: float) -> None:
         failed = isinstance(lower._under_way[done.ticket], kind) and done.fault
-        sound(replace(done, fault="") if failed else done)
+        sound(replace(done, fault="") if failed else done, now)
 
     lower.finished = finished
 
@@ -101,8 +98,8 @@ def a_failed_read_gives_its_slot_back_twice(store: BlockStore) -> None:
     staging = store.lower.staging
     sound = staging.finished
 
-    def finished(order: Promote, done: Finished) -> int | None:
-        kept = sound(order, done)
+    def finished(order: Promote, done: Finished, now: float) -> int | None:
+        kept = sound(order, done, now)
         if done.fault:
             store.ram.slots.give(order.slot)
         return kept
@@ -114,9 +111,9 @@ def a_failed_read_leaks_its_slot(store: BlockStore) -> None:
     staging = store.lower.staging
     sound, give = staging.finished, store.ram.slots.give
 
-    def finished(order: Promote, done: Finished) -> int | None:
+    def finished(order: Promote, done: Finished, now: float) -> int | None:
         store.ram.slots.give = lambda slot: None
-        kept = sound(order, done)
+        kept = sound(order, done, now)
         store.ram.slots.give = give
         return kept
 
@@ -125,22 +122,22 @@ def a_failed_read_leaks_its_slot(store: BlockStore) -> None:
 
 def a_failed_read_is_served(store: BlockStore) -> None:
     sound = store.lower.staging.finished
-    store.lower.staging.finished = lambda order, done: sound(order, replace(done, fault=""))
+    store.lower.staging.finished = lambda order, done, now: sound(order, replace(done, fault=""), now)
 
 
 def a_corrupt_block_is_not_dropped(store: BlockStore) -> None:
     sound = store.lower.staging.finished
-    store.lower.staging.finished = lambda order, done: sound(order, replace(done, fault=done.fault and "io"))
+    store.lower.staging.finished = lambda order, done, now: sound(order, replace(done, fault=done.fault and "io"), now)
 
 
 def a_read_of_a_reset_namespace_is_kept(store: BlockStore) -> None:
     staging = store.lower.staging
     sound = staging.finished
 
-    def finished(order: Promote, done: Finished) -> int | None:
+    def finished(order: Promote, done: Finished, now: float) -> int | None:
         read = staging._reads[order.key]
         read.epoch = staging._epochs[read.namespace]
-        return sound(order, done)
+        return sound(order, done, now)
 
     staging.finished = finished
 
@@ -150,7 +147,7 @@ def a_key_is_read_twice_at_a_time(store: BlockStore) -> None:
 
 
 def reads_have_no_bound(store: BlockStore) -> None:
-    store.lower.staging._bytes_max = 2**60
+    store.lower.staging.bytes_max = 2**60
 
 
 def a_read_is_checked_by_the_checksum_of_its_neighbour(store: BlockStore) -> None:
@@ -164,27 +161,27 @@ def a_read_is_checked_by_the_checksum_of_its_neighbour(store: BlockStore) -> Non
 def a_waiting_lookup_is_answered_twice(store: BlockStore) -> None:
     sound = store.leases._answer
 
-    def answer(asker):
-        sound(asker)
+    def answer(*waited):
+        sound(*waited)
         store.leases._answers *= 2
 
     store.leases._answer = answer
 
 
 def a_waiting_lookup_is_never_answered(store: BlockStore) -> None:
-    store.leases._answer = lambda asker: store.lower.staging.forget(asker) and None
+    store.leases._answer = lambda asker, now, reason="": store.lower.staging.forget(asker, now) and None
 
 
 def a_deadline_is_forgotten(store: BlockStore) -> None:
-    store.leases.expire = lambda now: None
+    store.leases.replan = lambda now: None
 
 
 def a_staged_block_is_not_pinned(store: BlockStore) -> None:
     sound, pin = store.leases.note_arrivals, store.leases._pin
 
-    def note_arrivals():
+    def note_arrivals(now):
         store.leases._pin = lambda slots, slot_bytes: None
-        sound()
+        sound(now)
         store.leases._pin = pin
 
     store.leases.note_arrivals = note_arrivals
@@ -193,9 +190,9 @@ def a_staged_block_is_not_pinned(store: BlockStore) -> None:
 def a_released_lookup_still_waits(store: BlockStore) -> None:
     sound, waiting = store.leases.release, store.lower.staging.waiting
 
-    def release(asker):
+    def release(asker, now):
         before = waiting.get(asker)
-        loaded = sound(asker)
+        loaded = sound(asker, now)
         if before is not None:
             waiting[asker] = before
         return loaded
@@ -204,28 +201,28 @@ def a_released_lookup_still_waits(store: BlockStore) -> None:
 
 
 def an_engine_that_is_leaving_still_waits(store: BlockStore) -> None:
-    store.leases.leaving = lambda engine: None
+    store.leases.leaving = lambda engine, now: None
 
 
 def an_answer_names_what_was_dropped_meanwhile(store: BlockStore) -> None:
-    leases, staging = store.leases, store.lower.staging
+    sound, holds = store.leases._answer, store.ram.index.holds
 
-    def answer(asker):
-        waiting = staging.forget(asker)
-        store.ram.lru.touch(waiting.answer[waiting.answer < BELOW].astype(np.intp))
-        leases._answers.append((*asker, waiting.answer))
+    def answer(*waited):
+        store.ram.index.holds = lambda slot: True
+        sound(*waited)
+        store.ram.index.holds = holds
 
-    leases._answer = answer
+    store.leases._answer = answer
 
 
 def what_an_engine_has_is_staged_too(store: BlockStore) -> None:
     sound = store.leases._below
-    store.leases._below = lambda keys, slots, slot_bytes, skip, is_chain: sound(keys, slots, slot_bytes, 0, is_chain)
+    store.leases._below = lambda keys, slots, kind, skip: sound(keys, slots, kind, 0)
 
 
 def what_is_behind_a_hole_is_staged_too(store: BlockStore) -> None:
     sound = store.leases._below
-    store.leases._below = lambda keys, slots, slot_bytes, skip, is_chain: sound(keys, slots, slot_bytes, skip, False)
+    store.leases._below = lambda keys, slots, kind, skip: sound(keys, slots, replace(kind, is_chain=False), skip)
 
 
 # --- places --------------------------------------------------------------------------------------------------

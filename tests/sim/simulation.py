@@ -4,16 +4,18 @@ One `random.Random(seed)` decides everything, so a seed repeats a run event for 
 
     expected.py     compares the store's answer and its whole state with a second, plainest implementation
     invariants.py   checks what must hold whatever happened: one place a slot, bytes accounted, pins those of the leases;
-                    expected_below.py, invariants_below.py: the same for the tier below
+                    *_below.py: the same for the tier below; *_decisions.py: for what follows from decisions
     arena_model.py  checks content: every block that the store could answer with lies there whole; nobody writes what is
                     read or written; what a load read was right at its begin and unchanged until its end
 
 What is modelled: 2 to 4 engines, with namespaces shared and not, of different block sizes, so that slabs are cut anew;
 1 to 4 ranks, each copying its part in its own time; messages that arrive late but in order; engines that want fewer
-slots for a while; requests that are aborted, leases held long, loads and saves that fail, duplicate saves, duplicate
-keys; a cache reset with everything under way, also while the daemon is away; a scheduler that dies or hangs up while
-its workers' copies go on; peers that name slots that are not theirs; an arena that is always full. In two of three
-seeds there are drives below the arena (tier_model.py), which are slow, hang and fail, and the daemon dies now and then.
+slots for a while, compute fast or slowly, and say so or not; requests that are aborted or ask again, leases held long,
+loads and saves that fail, duplicate saves, duplicate keys; a cache reset with everything under way, also while the
+daemon is away; a scheduler that dies or hangs up while its workers' copies go on; peers that name slots that are not
+theirs; an arena that is always full; each mode, held out requests, tiers that are off, a cost model of any opinion. In
+two of three seeds there are drives below the arena (tier_model.py), which are slow, hang and fail, and the daemon dies
+now and then.
 
 What is not: frames and sockets (tests of protocol and server), memory (tests of the arena and the copier), files and
 real drives (tests of the tiers).
@@ -29,14 +31,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvtier.block import BELOW, SLOT_UNIT, BlockKey, namespace_digest, pack_keys
+from kvtier.deciding import MODES
+from kvtier.decision import Ask
 from kvtier.errors import KVTierError, ProtocolError
-from kvtier.store import BlockStore
+from kvtier.guard import Guard
+from kvtier.store import NOBODY, BlockStore
 
-from . import invariants, invariants_below
+from . import invariants, invariants_below, invariants_decisions
 from .arena_model import ArenaModel, Meaning, content_of
 from .drives import Drives
-from .engine_model import RIGHT, EngineModel, Habits
+from .engine_model import EngineModel
 from .expected import Expected
+from .expected_decisions import ExpectedDecisions, Overheard
+from .habits import RIGHT, Habits
 
 SEED_TEST = "tests/sim/test_simulation.py::test_the_store_survives_every_seed"
 EVENTS_SHOWN = 40
@@ -54,6 +61,7 @@ class Namespace:
     digest: bytes
     units: int  # of one block
     ranks: int
+    block_tokens: int
 
 
 class Simulation:
@@ -73,10 +81,15 @@ class Simulation:
         self._due: list[tuple[float, int, str, Callable[[], None]]] = []
         self._numbers = itertools.count()
         capacity = self.random.randint(2, 3 if has_drives(seed) else 6) * SLAB  # what is in RAM isn't read from a drive
-        lend_share = self.random.choice((0.1, 0.25, 0.5))
+        lend_share = self.random.choice((0.25, 0.5, 0.5) if has_drives(seed) else (0.1, 0.25, 0.5))
         lease_share = self.random.choice((0.3, 0.6, 0.9) if has_drives(seed) else (0.1, 0.3, 0.6))
         self.counts: Counter[str] = Counter()  # of all daemons
         self._shape = capacity, lend_share, lease_share
+        self.is_calm = has_drives(seed) and self.chance(0.5)  # engines live long: more is read back from the drives
+        self._mode = self.random.choice((*MODES, *["decide"] * 4, *["always"] * 2))
+        self._has_whims = self.chance(0.5)
+        self._holdout = self.random.choice((0.0, 0.0, 0.1, 0.3))
+        self._tiers_off: set[str] = set(self.random.choice((*[()] * 5, ("cpu",), ("nvme",), ("cpu", "nvme"))))
         self.contents: dict[BlockKey, list[tuple[Meaning, int]]] = {}  # key -> what a slot of it holds
         if has_drives(seed):
             self.drives = Drives(self)
@@ -124,14 +137,16 @@ class Simulation:
     def join(self, engine: str, namespace: Namespace, lend: int, is_chain: bool) -> int:
         block_bytes = namespace.units * SLOT_UNIT - self.random.randrange(SLOT_UNIT)
         self._store_was_called = True
-        answer = self.store.join(engine, namespace.digest, block_bytes, 16, lend, self.now, is_chain=is_chain)
-        assert answer == self.expected.join(engine, namespace.digest, block_bytes, lend, is_chain), "epoch and target"
+        tokens = namespace.block_tokens
+        answer = self.store.join(engine, namespace.digest, block_bytes, tokens, lend, self.now, is_chain=is_chain)
+        expected = self.expected.join(engine, namespace.digest, block_bytes, tokens, lend, is_chain)
+        assert answer == expected, "epoch and target"
         return answer[0]
 
     def leave(self, engine: str) -> None:
         self._store_was_called = True
         self._leaving.discard(engine)
-        self.store.leave(engine)
+        self.store.leave(engine, self.now)
         self.expected.leave(engine)
 
     def want(self, engine: str, slots: int) -> None:
@@ -142,7 +157,7 @@ class Simulation:
     def leaving(self, engine: str) -> None:
         self._store_was_called = True
         self._leaving.add(engine)
-        self.store.leaving(engine)
+        self.store.leaving(engine, self.now)
         self.expected.leaving(engine)
 
     def reset(self, engine: str, namespace: Namespace) -> None:
@@ -152,18 +167,35 @@ class Simulation:
         self.store.reset(engine, namespace.digest)
         self.expected.reset(engine)
 
-    def lookup(self, engine: str, lease: int, keys: list[BlockKey], skip: int) -> list[int] | None:
+    def lookup(self, engine: str, lease: int, keys: list[BlockKey], skip: int, ask: Ask = NOBODY) -> list[int] | None:
         """None: it waits, and the engine will be told."""
         self._store_was_called = True
-        answer = self.store.lookup(engine, lease, pack_keys(keys), skip, self.now)
+        answer = self.store.lookup(engine, lease, pack_keys(keys), skip, self.now, ask)
         found = None if answer is None else answer.tolist()
-        assert found == self.expected.lookup(engine, lease, keys, skip, self.now), "what a lookup answers"
+        assert found == self.expected.lookup(engine, lease, keys, skip, ask, self.now), "what a lookup answers"
         return found
 
-    def release(self, engine: str, lease: int, loaded: int) -> None:
+    def release(self, engine: str, lease: int, loaded: int, load_s: float) -> None:
         self._store_was_called = True
-        self.store.release(engine, lease, loaded)
+        self.store.release(engine, lease, loaded, self.now, load_s)
         self.expected.release(engine, lease)
+
+    def due(self, engine: str, lease: int) -> None:
+        self._store_was_called = True
+        if self.drives is not None:
+            self.drives.due(engine, lease)
+        else:
+            self.store.due(engine, lease, self.now)
+
+    def pace(self, engine: str, counts: dict[str, int]) -> None:
+        """Nothing but the next decision depends on it."""
+        self.store.pace(engine, counts)
+
+    def outcome(self, engine: str, request: str, counts: dict[str, int]) -> None:
+        """It concerns nothing but decisions."""
+        self.store.outcome(engine, request, counts, self.now)
+        self.expected.decisions.outcome(engine, request)
+        invariants_decisions.check(self.store, self.expected)
 
     def commit(self, engine: str, keys: list[BlockKey], slots: list[int]) -> None:
         self._store_was_called = True
@@ -197,7 +229,7 @@ class Simulation:
 
     def _found_engines(self) -> None:
         namespaces = [
-            Namespace(namespace_digest({"n": i}), self.random.choice((4, 4, 5, 8, 12)), self.random.choice((1, 2, 4)))
+            Namespace(namespace_digest({"n": i}), *map(self.random.choice, ((4, 4, 5, 8, 12), (1, 2, 4), (16, 128, 512))))
             for i in range(self.random.randint(1, 3))
         ]
         self._namespaces = namespaces
@@ -249,7 +281,10 @@ class Simulation:
     def _start_daemon(self) -> None:
         capacity, lend_share, lease_share = self._shape
         self.store = BlockStore(capacity, lend_share=lend_share, lease_share=lease_share)
-        self.expected = Expected(capacity, lend_share, lease_share)
+        decisions = self.store.decisions
+        decisions.mode, decisions.guard = self._mode, Guard(self._holdout)
+        overheard = Overheard(decisions, self._tiers_off, self.random if self._has_whims else None)
+        self.expected = Expected(capacity, lend_share, lease_share, ExpectedDecisions(overheard))
         self.arena = ArenaModel(self.store.ram.slots.units)
         self._leaving: set[str] = set()
         self._counters = self.store.stats.snapshot()
@@ -275,6 +310,7 @@ class Simulation:
 
     def _check_store(self) -> None:
         invariants.check(self.store, self.expected)
+        invariants_decisions.check(self.store, self.expected)
         if self.drives is not None:
             invariants_below.check(self.store, self.expected, self.drives)
         counters = self.store.stats.snapshot()
@@ -312,6 +348,7 @@ class Simulation:
 
     def _all_is_quiet(self) -> None:
         assert not self.expected.leases and not self.store.leases.bytes, "a lease outlived its request"
+        invariants_decisions.all_is_quiet(self.store, self.expected)
         if self.drives is not None:
             self.drives.flush()
             self.after(0.0, "a flush", self.store_was_called)

@@ -32,7 +32,7 @@ class Daemon:
 
     def finish(self, orders: list[Transfer], fault: str = "") -> None:
         for order in orders:
-            self.store.finished(Finished(order.ticket, fault, checksum=order.ticket))
+            self.store.finished(Finished(order.ticket, fault, checksum=order.ticket), 0.0)
 
     def run(self) -> list[Transfer]:
         """Until nothing is to be done any more."""
@@ -49,7 +49,7 @@ class Daemon:
 
     def evict(self, *numbers: int) -> None:
         for number in numbers:
-            self.store.ram._evict(int(self.store.ram.index.find(keys(number))[0]))
+            self.store.ram._evict(int(self.store.ram.index.find(keys(number))[0]), "others came")
 
     def look_up(self, lease: int, *numbers: int, skip: int = 0) -> list[int] | None:
         answer = self.store.lookup("a", lease, keys(*numbers), skip, 0.0)
@@ -241,9 +241,9 @@ def test_a_lookup_whose_time_is_over_is_answered_with_what_is_there(daemon):
     daemon.save(2)
     daemon.look_up(1, 2, 1)
     reads = [order for order in daemon.start() if isinstance(order, Promote)]
-    daemon.store.leases.expire(STAGE_S - 0.01)
+    daemon.store.leases.replan(STAGE_S - 0.01)
     assert daemon.answers() == {}
-    daemon.store.leases.expire(STAGE_S)
+    daemon.store.leases.replan(STAGE_S)
     here = daemon.store.ram.index.find(keys(2)).tolist()
     assert daemon.answers() == {1: [*here, BELOW]}
     daemon.finish(reads)
@@ -265,10 +265,10 @@ def test_what_is_reset_while_a_lookup_waits_is_absent_from_its_answer(daemon):
     daemon.look_up(1, 2, 1)
     daemon.start()
     daemon.store.reset("a", RED)
-    daemon.store.leases.expire(STAGE_S)
+    daemon.store.leases.replan(STAGE_S)
     assert daemon.answers() == {1: [ABSENT, BELOW]}
     daemon.store.release("a", 1, 0)
-    daemon.store.leave("a")
+    daemon.store.leave("a", 0.0)
     assert not daemon.store.ram.lru.blocks_in_slab.any()
 
 

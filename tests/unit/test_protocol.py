@@ -16,10 +16,10 @@ from kvtier.errors import CODES, FrameError, ProtocolError
 HELLO = protocol.Hello(protocol.VERSION, protocol.SCHEDULER, "engine", b"n" * 32, 1 << 20, 128, 64)
 ONE_OF_EACH = [
     HELLO,
-    protocol.Welcome(protocol.VERSION, 7, 1 << 30, b"s" * 32, 64),
+    protocol.Welcome(protocol.VERSION, 7, 1 << 30, b"s" * 32, 64, b"w" * 32),
     protocol.Mapped(),
     protocol.Workers(2),
-    protocol.Lookup(1, b"k" * 32),
+    protocol.Lookup(1, b"k" * 32, 1, "request", 300, 128, 5_000, b"w" * 16),
     protocol.Found(1, b"\1\0\0\0\xff\xff\xff\xff"),
     protocol.Release(1, 2),
     protocol.Lend(b"\1\0\0\0"),
@@ -36,6 +36,11 @@ ONE_OF_EACH = [
     protocol.Staging(1),
     protocol.Flush(),
     protocol.Flushed(1),
+    protocol.Due(1),
+    protocol.Pace({"step_ns": 8_000_000}),
+    protocol.Outcome("request", {"ttft_us": 250_000}),
+    protocol.Explain("last", 3),
+    protocol.Explained({"decisions": ({"request": "a"},)}),
 ]
 
 
@@ -68,12 +73,12 @@ def changed(message: protocol.Message, name: str, value: object) -> bytes:
 
 def test_a_frame_is_a_little_endian_length_and_a_msgpack_array_of_code_and_fields():
     frame = protocol.encode(protocol.Release(5, 3))
-    assert frame[:4] == b"\x04\0\0\0"
-    assert msgpack.unpackb(frame[4:]) == [7, 5, 3]
+    assert frame[:4] == b"\x05\0\0\0"
+    assert msgpack.unpackb(frame[4:]) == [7, 5, 3, 0]
 
 
 def test_the_codes_on_the_wire_never_change():
-    assert [code_of(type(message)) for message in ONE_OF_EACH] == list(range(1, 22))
+    assert [code_of(type(message)) for message in ONE_OF_EACH] == list(range(1, 27))
 
 
 @pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda m: type(m).__name__)
@@ -87,9 +92,8 @@ def test_any_message_arrives_as_it_was_sent(message):
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 5))
-def test_the_quick_encoders_write_the_same_bytes_as_the_general_one(lease, n):
-    keys, slots = b"k" * KEY_BYTES * n, b"s" * 4 * n
-    assert protocol.encode_lookup(lease, keys, 3) == protocol.encode(protocol.Lookup(lease, keys, 3))
+def test_the_quick_encoder_writes_the_same_bytes_as_the_general_one(lease, n):
+    slots = b"s" * 4 * n
     assert protocol.encode_found(lease, slots) == protocol.encode(protocol.Found(lease, slots))
 
 
@@ -158,7 +162,7 @@ def test_an_array_that_claims_more_entries_than_it_has_bytes_is_refused():
         protocol.decode(b"\xdd\xff\xff\xff\xff")
 
 
-@pytest.mark.parametrize("value", [None, 15, "Ask", {}, [], [0], [22], [True], ["15"], [[15]], [15.0], [-1]])
+@pytest.mark.parametrize("value", [None, 15, "Ask", {}, [], [0], [27], [True], ["15"], [[15]], [15.0], [-1]])
 def test_a_value_that_is_no_array_with_a_known_code_is_no_message(value):
     with pytest.raises(FrameError, match="not a message"):
         protocol.decode(msgpack.packb(value))
@@ -180,7 +184,14 @@ NO_COUNT = [-1, 2**63, 1.0, True, None, "1", b"1", [1]]
 NO_TEXT = [b"engine", 1, None, ["e"], "x" * (protocol.TEXT_MAX + 1)]
 NO_BYTES = ["kkkk", 1, None, [1], {}]
 WRONG = {int: NO_COUNT, str: NO_TEXT, bytes: NO_BYTES}
-ENTRY_BYTES = {"keys": KEY_BYTES, "slots": 4, "secret": SECRET_BYTES, "namespace": 1}
+ENTRY_BYTES = {
+    "keys": KEY_BYTES,
+    "slots": 4,
+    "secret": SECRET_BYTES,
+    "namespace": 1,
+    "witness": KEY_BYTES,
+    "witness_secret": SECRET_BYTES,
+}
 
 
 def wrong_fields() -> list:
@@ -214,6 +225,13 @@ def test_more_keys_or_slots_than_the_limit_are_too_many(name):
     with pytest.raises(ProtocolError, match=rf"Commit\.{name} has more than {protocol.KEYS_MAX} entries") as raised:
         hear(changed(message, name, full + bytes(ENTRY_BYTES[name])))
     assert raised.value.code == "too_many"
+
+
+def test_a_witness_is_one_key_or_none():
+    lookup = protocol.Lookup(1, b"k" * 16, witness=b"w" * 16)
+    assert hear(changed(lookup, "witness", b"")) == [protocol.Lookup(1, b"k" * 16)]
+    with pytest.raises(FrameError, match=r"Lookup\.witness is no single key"):
+        hear(changed(lookup, "witness", b"w" * 32))
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_a_leased_block_is_never_evicted(store):
 def test_an_engine_with_larger_blocks_gets_the_slab_that_was_used_least_recently(store):
     join(store, "a")
     save(store, "a", *range(28))
-    store.leave("a")
+    store.leave("a", 0.0)
     join(store, "c", lend=4)  # takes what is free
     oldest = store.ram.slots.slab_of(int(store.ram.index.find(keys(0))[0]))
     large = join(store, "b", BLUE, LARGE, lend=1)
@@ -91,7 +91,7 @@ def test_an_engine_with_larger_blocks_gets_the_slab_that_was_used_least_recently
 def test_a_hot_slab_is_not_lost_for_one_old_block(store):
     join(store, "a")
     save(store, "a", *range(28))
-    store.leave("a")
+    store.leave("a", 0.0)
     join(store, "c")
     oldest_slab = slabs_of(store, store.ram.index.find(keys(0)))
     slots = store.ram.index.find(keys(*range(28)))
@@ -228,7 +228,7 @@ def test_who_joins_later_has_an_equal_part_when_those_before_have_used_theirs(st
     assert len(lent_to(store, "b")) == 1
     store.commit("a", keys(1, 2, 3), column(*first[:3]))
     assert {name: len(slots) for name, slots in store.lends()} == {"b": 1}
-    store.leave("b")
+    store.leave("b", 0.0)
     store.commit("a", keys(4), column(first[3]))
     assert len(lent_to(store, "a")) == 4, "all is its own again"
 
@@ -255,12 +255,12 @@ def test_an_engine_that_wants_nothing_is_lent_nothing(store):
 
 def test_an_engine_that_is_leaving_is_lent_nothing_and_keeps_what_it_holds(store):
     slots = join(store, "a")
-    store.leaving("a")
+    store.leaving("a", 0.0)
     store.commit("a", keys(1, 2, 3), column(*slots[:3]))
     store.want("a", 4)
     assert lent_to(store, "a") == []
     assert lent(store, "a") == {slots[3]}
-    store.leave("a")
+    store.leave("a", 0.0)
     assert store.lent_bytes == 0
 
 

@@ -1,0 +1,335 @@
+"""Deciding, request by request: how many of its matched blocks it is offered, and what came of that. Pure.
+
+    decide --nothing is to be staged-> answered --outcome--> ended
+       '------staging--> keeps_waiting? ... -> answered ------'
+
+The rule: cost.py. When a tier is not trusted: guard.py. What is where, and who waits: leases.py, staging.py. What one
+decision is: decision.py; of those that ended the newest are kept, and the log gets each once.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from kvtier.cost import (
+    GAIN_MIN_S,
+    Candidate,
+    Estimate,
+    Link,
+    Prefill,
+    Pressure,
+    choose,
+    keeps_waiting,
+    uncalibrated_limit_s,
+)
+from kvtier.decision import OUTCOME, Ask, Decision, Matched
+from kvtier.ghosts import Ghosts
+from kvtier.guard import Guard
+from kvtier.stats import Stats
+
+MODES = ("decide", "always", "shadow")
+KEPT = 4096  # records, open ones included
+OPEN_MAX = 8192  # requests whose outcome is not known yet
+ENGINE_LATENCY_S, ENGINE_BYTES_PER_S = 0.02, 8e9  # arena to engine, until it was measured: a step, and a memory copy
+WASTE_SHARE, WASTE_BURST_S = 0.1, 5.0  # of an engine's time may go into computing what was given up while it came
+
+Asker = tuple[str, int]  # engine, lease
+
+
+@dataclass(slots=True)
+class _Engine:
+    namespace: str
+    prefill: Prefill
+    link: Link  # arena to engine
+    arrivals_per_s: float = 0.0
+    busy: float = 0.0
+    running: int = 0
+    believed: Mapping[str, int] = field(default_factory=dict)  # of the links
+    believed_at: tuple[int, int] = (-1, -1)  # samples of each
+    fetching: dict[int, float] = field(default_factory=dict)  # lease -> seconds of prefill that it is to save
+    waste_s: float = WASTE_BURST_S
+    waste_at: float = 0.0
+
+
+class Decisions:
+    def __init__(self, ghosts: Ghosts, stats: Stats) -> None:
+        self.mode = "always"  # until the daemon says
+        self.guard = Guard(0.0)
+        self.drives: Link | None = None  # the tier below, to RAM
+        self.engine_link = (ENGINE_LATENCY_S, ENGINE_BYTES_PER_S)  # believed of an engine that joins
+        self.epoch_s = 0.0  # from the daemon's clock to seconds since 1970
+        self.saved_gpu_s = 0.0
+        self.regret_s = 0.0
+        self._ghosts, self._stats = ghosts, stats
+        self._witnesses = Ghosts()  # witness -> the namespace that asked last
+        self._engines: dict[str, _Engine] = {}
+        self._waiting: dict[Asker, Decision] = {}
+        self._open: dict[tuple[str, str], Decision] = {}
+        self._kept: deque[Decision] = deque(maxlen=KEPT)
+        self._ended: list[Decision] = []
+
+    # --- engines ---------------------------------------------------------------------------------------------
+
+    def join(self, engine: str, namespace: str, now: float) -> None:
+        self._engines[engine] = _Engine(namespace, Prefill(0.0, 0.0, 0.0, 1), Link(*self.engine_link), waste_at=now)
+
+    def leave(self, engine: str) -> None:
+        self._engines.pop(engine, None)
+        for asker in [asker for asker in self._waiting if asker[0] == engine]:
+            del self._waiting[asker]
+        for name in [name for name in self._open if name[0] == engine]:
+            self._end(self._open.pop(name))
+
+    def pace(self, engine: str, counts: Mapping[str, int]) -> None:
+        """What it says of its speed. A model that knows less than ours doesn't replace it."""
+        mine = self._engines[engine]
+        prefill = Prefill.from_counts(counts)
+        if prefill.is_calibrated or not mine.prefill.is_calibrated:
+            mine.prefill = prefill
+        mine.arrivals_per_s = counts.get("arrivals_mhz", 0) / 1e3
+        mine.busy = min(1.0, counts.get("busy_permille", 0) / 1e3)
+        mine.running = counts.get("running", 0)
+
+    def prefill(self, engine: str) -> Prefill:
+        return self._engines[engine].prefill
+
+    def loaded(self, engine: str, n: int, seconds: float) -> None:
+        """It has loaded so many bytes in so many seconds."""
+        if n and seconds > 0:
+            self._engines[engine].link.observe(n, seconds)
+
+    # --- one request -------------------------------------------------------------------------------------------
+
+    def decide(self, asker: Asker, ask: Ask, matched: Matched, now: float) -> str:
+        """The deepest tier whose blocks the request is offered; empty: none."""
+        mine = self._engines[asker[0]]
+        decision = Decision(asker[0], ask, self.mode, now, matched.tokens, block_tokens=matched.block_tokens)
+        # The engine counts whoever waits for its blocks as if all were computed; it can't know better.
+        backlog_s = max(0.0, ask.backlog_s - sum(mine.fetching.values()))
+        decision.backlog_until = now + backlog_s
+        self._remember(decision)
+        tier = self._choose(mine, decision, matched, backlog_s)
+        if tier and decision.chosen is not None:
+            mine.fetching[asker[1]] = self._saved_s(mine, decision, decision.chosen.candidate.tokens)
+        self._say_why_missing(mine, decision, matched)
+        self._waiting[asker] = decision
+        return tier
+
+    def _choose(self, mine: _Engine, decision: Decision, matched: Matched, backlog_s: float) -> str:
+        """The deepest tier to take; and why not all that matched."""
+        ask, now = decision.ask, decision.at
+        candidates = self._candidates(mine, matched, now)
+        open_ = [c for c in candidates if not c.tier or self.mode == "always" or self.guard.is_on(c.tier, now)]
+        pressure = Pressure(backlog_s, mine.arrivals_per_s, mine.busy, mine.running)
+        estimates = choose(mine.prefill, ask.resident_tokens, ask.prompt_tokens, open_, pressure)
+        if self.mode == "always":
+            estimates.sort(key=lambda e: -e.candidate.tokens)
+        chosen = estimates[0]
+        decision.estimates, decision.chosen, decision.calibrated = estimates, chosen, mine.prefill.is_calibrated
+        decision.links = self._links(mine)
+        decision.queued_bytes = self.drives.queued_bytes if self.drives is not None else 0
+        if not decision.calibrated:
+            decision.patience_until = now + uncalibrated_limit_s(chosen.candidate.tokens)
+        if len(open_) < len(candidates):
+            decision.reason = "tier_off"
+            decision.detail = ", ".join(c.tier for c in candidates if c not in open_)
+        elif chosen.candidate.tokens < candidates[-1].tokens:
+            decision.reason = "too_short" if self._is_short(mine, decision) else "too_dear"
+        if chosen.candidate.tokens and self.mode == "decide" and self.guard.is_held_out(ask.request):
+            decision.held_out, decision.reason = True, "hold_out"
+        return "" if decision.held_out or self.mode == "shadow" else chosen.candidate.tier
+
+    def _candidates(self, mine: _Engine, matched: Matched, now: float) -> list[Candidate]:
+        """The tier boundaries: nothing, what is in RAM, all."""
+        found = [Candidate(0, 0.0, "")]
+        if matched.cpu_blocks:
+            load_s = mine.link.seconds(matched.cpu_blocks * matched.block_bytes)
+            found.append(Candidate(round(matched.cpu_blocks * matched.block_tokens), load_s, "cpu"))
+        if matched.below_blocks and self.drives is not None:
+            # Nothing is offered that is not in RAM: first the one way, then the other.
+            load_s = self.drives.seconds(matched.below_blocks * matched.block_bytes, now=now)
+            load_s += mine.link.seconds(matched.all_blocks * matched.block_bytes)
+            found.append(Candidate(round(matched.all_blocks * matched.block_tokens), load_s, "nvme"))
+        return found
+
+    def _links(self, mine: _Engine) -> Mapping[str, int]:
+        samples = (mine.link.samples, self.drives.samples if self.drives is not None else 0)
+        if mine.believed_at != samples:
+            links = {"cpu": mine.link} if self.drives is None else {"cpu": mine.link, "nvme": self.drives}
+            mine.believed = {f"{tier}_{name}": n for tier, link in links.items() for name, n in link.to_counts().items()}
+            mine.believed_at = samples
+        return mine.believed
+
+    def _is_short(self, mine: _Engine, decision: Decision) -> bool:
+        """Whether a link of any bandwidth would be too slow for it."""
+        assert decision.without is not None and decision.fetch is not None
+        if not decision.calibrated:
+            return True
+        latency_s = mine.link.latency_s
+        if decision.fetch.candidate.tier == "nvme" and self.drives is not None:
+            latency_s += self.drives.latency_s
+        return decision.without.recompute_s <= latency_s + GAIN_MIN_S
+
+    def _say_why_missing(self, mine: _Engine, decision: Decision, matched: Matched) -> None:
+        """Why what is missing is missing; and that this namespace has met these tokens."""
+        witness = decision.ask.witness
+        other = self._witnesses.cause(witness) if witness else None
+        if not decision.reason and matched.missing is not None:
+            cause = self._ghosts.cause(matched.missing)
+            if cause is not None:
+                decision.reason, decision.detail = "evicted", cause
+            elif other is not None and other != mine.namespace and not matched.all_blocks:
+                decision.reason, decision.detail = "namespace_differs", f"{other} has met them"
+            else:
+                decision.reason = "never_stored"
+        if witness:
+            self._witnesses.add(witness, mine.namespace)
+
+    def due(self, asker: Asker, now: float) -> None:
+        """Nothing is ahead of the request any more."""
+        if asker in self._waiting:
+            self._waiting[asker].backlog_until = now
+
+    def keeps_waiting(self, asker: Asker, arrived_blocks: int, remaining_s: float, now: float) -> bool:
+        """Whether what is still on its way is worth it. An infinite `remaining_s`: nothing moves."""
+        decision = self._waiting.get(asker)
+        if decision is None or decision.chosen is None:
+            return True
+        mine = self._engines[asker[0]]
+        ask, wanted = decision.ask, decision.chosen.candidate.tokens
+        arrived = round(arrived_blocks * decision.block_tokens)
+        backlog_s = max(0.0, decision.backlog_until - now)
+        if remaining_s == float("inf"):
+            return backlog_s > 0  # there is nothing to lose yet
+        if decision.mode == "always":
+            return True
+        if not mine.prefill.is_calibrated:
+            return now < decision.patience_until
+        pressure = Pressure(backlog_s, mine.arrivals_per_s, mine.busy, mine.running)
+        resident, prompt = ask.resident_tokens, ask.prompt_tokens
+        if keeps_waiting(mine.prefill, resident, prompt, arrived, remaining_s, pressure, wanted):
+            return True
+        given_up_s = self._saved_s(mine, decision, wanted) - self._saved_s(mine, decision, arrived)
+        return not self._may_waste(mine, given_up_s, now)
+
+    @staticmethod
+    def _saved_s(mine: _Engine, decision: Decision, tokens: int) -> float:
+        """What the engine need not compute with so many tokens loaded."""
+        resident = decision.ask.resident_tokens
+        return mine.prefill.seconds(resident, resident + tokens)
+
+    @staticmethod
+    def _may_waste(mine: _Engine, seconds: float, now: float) -> bool:
+        mine.waste_s = min(WASTE_BURST_S, mine.waste_s + (now - mine.waste_at) * WASTE_SHARE)
+        mine.waste_at = now
+        if seconds > mine.waste_s:
+            return False
+        mine.waste_s -= seconds
+        return True
+
+    def answered(self, asker: Asker, offered: Mapping[str, int], now: float, reason: str = "") -> None:
+        """So many blocks of each tier were offered. `reason`: why what was staged is not all there."""
+        decision = self._waiting.pop(asker, None)
+        if decision is None:
+            return
+        decision.answered_at = now
+        decision.offered = {tier: round(n * decision.block_tokens) for tier, n in offered.items() if n}
+        decision.offered_tokens = round(sum(offered.values()) * decision.block_tokens)
+        fetching = self._engines[asker[0]].fetching
+        if asker[1] in fetching:
+            fetching[asker[1]] = self._saved_s(self._engines[asker[0]], decision, decision.offered_tokens)
+        if reason and decision.reason in ("", "never_stored", "evicted"):
+            decision.reason, decision.detail = reason, f"{decision.offered_tokens} tokens had come"
+        self._stats.add("decided_fetch" if decision.offered_tokens else "decided_recompute")
+        if decision.reason:
+            self._stats.add(f"missed_{decision.reason}")
+
+    def forget(self, asker: Asker) -> None:
+        """Its lease is over: it was loaded, or never will be."""
+        self._waiting.pop(asker, None)
+        self._engines[asker[0]].fetching.pop(asker[1], None)
+
+    def outcome(self, engine: str, request: str, counts: Mapping[str, int], now: float) -> None:
+        """Its first token is there."""
+        decision = self._open.pop((engine, request), None)
+        if decision is None:
+            return
+        decision.actual = {name: counts.get(name, 0) for name in OUTCOME}
+        ttft_s = decision.actual["ttft_us"] / 1e6
+        if decision.without is not None and decision.calibrated:
+            self._learn(decision, ttft_s, decision.without, now)
+        self._end(decision)
+
+    def _learn(self, decision: Decision, ttft_s: float, without: Estimate, now: float) -> None:
+        """`without`: what was expected of computing it all."""
+        assert decision.actual is not None and decision.chosen is not None
+        other_s, wanted = without.ttft_s, decision.chosen.candidate
+        if decision.held_out:
+            self.guard.note_held_out(ttft_s, without.ttft_s, now)
+            other_s = decision.chosen.ttft_s
+        elif wanted.tokens and decision.mode != "shadow":
+            if decision.mode == "decide":  # also when it waited and got nothing: that is the tier's doing
+                self.guard.note_loaded(wanted.tier, ttft_s, without.ttft_s, now)
+            decision.gain_s = without.recompute_s + without.rest_s - decision.actual["prefill_us"] / 1e6
+            self.saved_gpu_s += decision.gain_s
+        elif decision.fetch is not None:
+            other_s = decision.fetch.ttft_s
+        else:
+            return  # there was no choice
+        decision.regret_s = max(0.0, ttft_s - other_s)
+        self.regret_s += decision.regret_s
+
+    # --- what there is -----------------------------------------------------------------------------------------
+
+    def explain(self, request: str, last: int) -> list[dict[str, object]]:
+        """Records, the newest last: of this request, or of the `last` newest if it is "last". vLLM appends something of
+        its own to the name that its user knows."""
+        if request == "last":
+            chosen: Iterable[Decision] = list(self._kept)[-last:] if last else ()
+        else:
+            chosen = [d for d in self._kept if d.ask.request == request or d.ask.request.startswith(f"{request}-")]
+        return [decision.record(self.epoch_s) for decision in chosen]
+
+    def take_ended(self) -> list[dict[str, object]]:
+        """Records that are complete, since the last call; for the log."""
+        ended, self._ended = self._ended, []
+        return [decision.record(self.epoch_s) for decision in ended]
+
+    def guard_changes(self) -> list[str]:
+        """Sentences for the log: tiers that turned themselves off, or on again, since the last call."""
+        return [
+            f"tier {tier} is {'on again' if is_on else 'off'}: in the last minute its loads saved {saved_s:.2f} s"
+            for tier, is_on, saved_s in self.guard.changes()
+        ]
+
+    def snapshot(self) -> dict[str, object]:
+        """As JSON values: seconds, bytes per second, counts."""
+        links = {"nvme": self.drives} if self.drives is not None else {}
+        return {
+            "mode": self.mode,
+            "saved_gpu_s": round(self.saved_gpu_s, 3),
+            "regret_s": round(self.regret_s, 3),
+            "waiting": len(self._waiting),
+            "links": {name: link.to_counts() for name, link in links.items()},
+            "engines": {
+                name: {**e.prefill.to_counts(), "calibrated": e.prefill.is_calibrated, "link": e.link.to_counts()}
+                for name, e in self._engines.items()
+            },
+            "guard": self.guard.snapshot(),
+        }
+
+    # --- how -----------------------------------------------------------------------------------------------------
+
+    def _remember(self, decision: Decision) -> None:
+        name = (decision.engine, decision.ask.request)
+        before = self._open.pop(name, None)
+        if before is not None:  # it asked again: the former question has no outcome of its own
+            self._end(before)
+        elif len(self._open) >= OPEN_MAX:
+            self._end(self._open.pop(next(iter(self._open))))
+        self._open[name] = decision
+        self._kept.append(decision)
+
+    def _end(self, decision: Decision) -> None:
+        if len(self._ended) < OPEN_MAX:  # where nobody takes them, as in a store without a daemon
+            self._ended.append(decision)

@@ -1,0 +1,134 @@
+"""A decision: how many of a request's matched blocks it was offered, why, and what came of it. Pure.
+
+The record that `kvtier explain` and the decision log show. How it is made: deciding.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kvtier.block import BlockKey
+from kvtier.cost import Estimate
+
+REASONS: dict[str, str] = {
+    "never_stored": "no engine has saved these tokens here",
+    "evicted": "they were here, and their room was needed",
+    "namespace_differs": "another engine has saved them, of which some fact differs: model, weights, dtype, layout, ranks",
+    "too_short": "so few tokens are computed sooner than any load begins",
+    "too_dear": "to compute them is expected to be faster than to fetch them",
+    "timed_out": "they did not come in time",
+    "tier_off": "the tier that has them was slower than computing in the last minute, and is off",
+    "hold_out": "one of the few requests that go without, to see what the others gain",
+}
+OUTCOME = ("ttft_us", "wait_us", "load_us", "prefill_us", "prompt_tokens", "resident_tokens", "loaded_tokens",
+           "computed_tokens")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The request behind a lookup; without a name there is none."""
+
+    request: str = ""
+    prompt_tokens: int = 0
+    resident_tokens: int = 0  # the engine's own cache has them
+    backlog_s: float = 0.0
+    witness: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Of the blocks that the engine doesn't have, from the first on."""
+
+    cpu_blocks: int  # in RAM
+    all_blocks: int  # in RAM or below
+    below_blocks: int  # of these, below
+    block_bytes: int
+    block_tokens: float
+    missing: BlockKey | None  # the first that is nowhere
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """By tier, whatever tier the tokens before them are in."""
+        below = round(self.below_blocks * self.block_tokens)
+        return {"cpu": round(self.all_blocks * self.block_tokens) - below, "nvme": below}
+
+
+@dataclass(slots=True)
+class Decision:
+    engine: str
+    ask: Ask
+    mode: str
+    at: float
+    matched: dict[str, int]
+    chosen: Estimate | None = None  # None: there was nothing to choose
+    estimates: Sequence[Estimate] = ()
+    links: Mapping[str, int] = field(default_factory=dict)  # what was believed of them
+    queued_bytes: int = 0  # at the drives
+    calibrated: bool = False
+    held_out: bool = False
+    block_tokens: float = 1.0
+    backlog_until: float = 0.0  # by then what is ahead of it is expected to be done
+    patience_until: float = float("inf")  # where nothing is calibrated
+    offered_tokens: int = 0
+    offered: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
+    detail: str = ""
+    answered_at: float | None = None
+    actual: Mapping[str, int] | None = None
+    gain_s: float = 0.0  # GPU time saved, net
+    regret_s: float = 0.0
+
+    @property
+    def tier(self) -> str:
+        """The deepest that it was offered blocks of; empty when none."""
+        return next((tier for tier in ("nvme", "cpu") if self.offered.get(tier)), "")
+
+    @property
+    def without(self) -> Estimate | None:
+        """Of computing it all."""
+        return next((e for e in self.estimates if not e.candidate.tokens), None)
+
+    @property
+    def fetch(self) -> Estimate | None:
+        """Of what was chosen, or of the best of what wasn't."""
+        return next((e for e in self.estimates if e.candidate.tokens), None)
+
+    def record(self, epoch_s: float) -> dict[str, object]:
+        """As JSON values; `epoch_s` is what to add to the daemon's clock."""
+        without, fetch, chosen = self.without, self.fetch, self.chosen
+        staged = None if self.answered_at is None else _ms(self.answered_at - self.at)
+        return {
+            "request": self.ask.request,
+            "engine": self.engine,
+            "at": round(self.at + epoch_s, 3),
+            "mode": self.mode,
+            "prompt_tokens": self.ask.prompt_tokens,
+            "resident_tokens": self.ask.resident_tokens,
+            "matched_tokens": sum(self.matched.values()),
+            "matched": self.matched,
+            "offered_tokens": self.offered_tokens,
+            "offered": self.offered,
+            "reason": self.reason,
+            "detail": self.detail,
+            "calibrated": self.calibrated,
+            "assumed": {} if chosen is None else {
+                **chosen.as_counts(), **self.links, "nvme_queued_bytes": self.queued_bytes
+            },
+            "predicted": {
+                "fetch_ms": None if fetch is None else _ms(fetch.ttft_s),
+                "recompute_ms": None if without is None else _ms(without.ttft_s),
+                "load_ms": None if fetch is None else _ms(fetch.candidate.load_s),
+                "prefill_ms": None if chosen is None else _ms(chosen.recompute_s + chosen.rest_s),
+            },
+            "actual": None if self.actual is None else {
+                **{name.removesuffix("_us") + "_ms": _ms(self.actual[name] / 1e6) for name in OUTCOME[:4]},
+                "staged_ms": staged,
+            },
+            "arm": "fetch" if self.offered_tokens else "recompute",
+            "saved_tokens": 0 if self.actual is None else self.actual["loaded_tokens"],
+            "saved_gpu_ms": _ms(self.gain_s),
+            "regret_ms": _ms(self.regret_s),
+        }  # fmt: skip
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)

@@ -1,0 +1,13 @@
+"""What a node would have done with a request trace: `kvtier simulate` and `kvtier size`.
+
+trace      requests, as Mooncake's JSONL has them
+presets    models and GPUs: bytes a token, seconds a prompt
+caches     hit rates of reference policies
+clock      events, links, an engine's pace
+node       a node's tiers: the BlockStore that kvtierd runs, on drives that only take time
+arms       what is fetched
+cluster    engines, a node and a trace: who waits how long
+study      a question, and everything that was found
+report     tables and JSON
+picture    a picture
+"""

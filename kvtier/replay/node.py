@@ -1,0 +1,218 @@
+"""A node's tiers, driven by a clock that jumps: the BlockStore that kvtierd runs, and drives that only take time.
+
+A TiB in true size would need gigabytes here: the store has columns with a row for each 64 KiB. So a block of the trace
+is one slot of 64 KiB, whatever its size, and each number of bytes that the store is told is divided by the same factor:
+capacities, the write budget, link speeds. Seconds, tokens and blocks are true. This file alone knows of it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvtier.admission import Budget
+from kvtier.arena import SLAB_ALIGN, SLABS_MIN, slab_bytes_for
+from kvtier.block import ABSENT, BELOW, KEY_BYTES, SLOT_UNIT
+from kvtier.config import DAEMON, Config
+from kvtier.deciding import ENGINE_BYTES_PER_S, ENGINE_LATENCY_S
+from kvtier.decision import Ask
+from kvtier.estimators import Link, Prefill
+from kvtier.extents import EXTENT_BYTES_MIN, Extents, extent_bytes_for
+from kvtier.guard import Guard
+from kvtier.replay.clock import Clock, Wire
+from kvtier.replay.trace import Trace
+from kvtier.staging import READING_BYTES_MAX
+from kvtier.store import DRIVE_BYTES_PER_S, DRIVE_LATENCY_S, BlockStore
+from kvtier.transfer import Demote, Finished, Promote, Transfer
+
+NAMESPACE = bytes(32)
+CPU_BLOCKS_MIN, NVME_BLOCKS_MIN = SLAB_ALIGN // SLOT_UNIT, 2 * EXTENT_BYTES_MIN // SLOT_UNIT
+LEND_BLOCKS = 32  # an engine's slots to save into
+RECORD_S = 0.001  # to write down that something is remembered or forgotten
+REPLAN_S = 0.05  # how often waiting is thought over
+FOR_EVER_S = 1e12
+_DEFAULTS = Config(DAEMON, {})
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """What a node has below its GPUs. Bytes and seconds, true ones."""
+
+    cpu_bytes: int
+    nvme_bytes: int = 0
+    nvme_read_bytes_per_s: float = 6e9
+    nvme_write_bytes_per_s: float = 4e9
+    nvme_latency_s: float = 0.0005
+    nvme_writes_per_day: float = 1.0  # of the drives' size
+
+
+Answered = Callable[[str, int, np.ndarray], None]
+
+
+class Node:
+    def __init__(
+        self, clock: Clock, tiers: Tiers, block_bytes: int, block_tokens: int, decides: bool, knows: Link | None = None
+    ) -> None:
+        """`decides`: what is fetched is the store's own decision; else it gives all it is asked for, however long it
+        takes. `knows`: it needn't learn how fast everything is; the link from RAM to an engine, in true bytes."""
+        self.answered: Answered = lambda engine, lease, slots: None  # who wants to hear of lookups that had to wait
+        self.reads = Wire(clock, tiers.nvme_latency_s, tiers.nvme_read_bytes_per_s)
+        self.writes = Wire(clock, tiers.nvme_latency_s, tiers.nvme_write_bytes_per_s)
+        self.block_bytes = block_bytes
+        self._clock, self._block_tokens, self._decides, self._knows = clock, block_tokens, decides, knows
+        self._scale = block_bytes / SLOT_UNIT
+        self._lent: dict[str, list[int]] = {}
+        self._replans = False
+        self.store = BlockStore(
+            whole_slabs(int(tiers.cpu_bytes / self._scale)),
+            lend_share=_DEFAULTS.number("lend.max_share"),
+            lease_share=_DEFAULTS.number("lease.max_share"),
+        )
+        self.store.decisions.mode = "decide" if decides else "always"
+        self.store.decisions.guard = Guard(_DEFAULTS.number("cost.holdout") if decides and knows is None else 0.0)
+        if tiers.nvme_bytes:
+            self._attach(tiers)
+
+    def _attach(self, tiers: Tiers) -> None:
+        capacity = int(tiers.nvme_bytes / self._scale)
+        extent = extent_bytes_for(capacity, 1)
+        budget = Budget(tiers.nvme_writes_per_day * capacity, self._clock.now)
+        stage_s = _DEFAULTS.number("nvme.stage_deadline_ms") / 1e3 if self._decides else FOR_EVER_S
+        link = Link(tiers.nvme_latency_s, tiers.nvme_read_bytes_per_s)
+        link = self._scaled(link if self._knows else Link(DRIVE_LATENCY_S, DRIVE_BYTES_PER_S))
+        self.store.attach(Extents(capacity // extent, extent), budget, stage_s, {}, link)
+        assert self.store.lower is not None
+        # So much is read at once of true blocks; of ours it would be all that anybody waits for.
+        self.store.lower.staging.bytes_max = max(1, READING_BYTES_MAX // self.block_bytes) * SLOT_UNIT
+
+    def _scaled(self, link: Link) -> Link:
+        return Link(link.latency_s, link.bytes_per_s / self._scale)
+
+    # --- engines -----------------------------------------------------------------------------------------------
+
+    def join(self, engine: str) -> None:
+        self._lent[engine] = []
+        link = self._scaled(self._knows or Link(ENGINE_LATENCY_S, ENGINE_BYTES_PER_S))
+        self.store.decisions.engine_link = (link.latency_s, link.bytes_per_s)
+        self.store.join(engine, NAMESPACE, SLOT_UNIT, self._block_tokens, LEND_BLOCKS, self._clock.now)
+        self.settle()
+
+    def pace(self, engine: str, prefill: Prefill, arrivals_per_s: float, busy: float) -> None:
+        counts = {"arrivals_mhz": round(arrivals_per_s * 1000), "busy_permille": round(busy * 1000), "running": 0}
+        self.store.pace(engine, {**prefill.to_counts(), **counts})
+
+    # --- requests ----------------------------------------------------------------------------------------------
+
+    def match(self, keys: bytes, skip: int) -> tuple[int, int]:
+        """Of the blocks behind the first `skip`: how many are in RAM, from the first on; how many anywhere."""
+        rest = keys[skip * KEY_BYTES :]
+        is_here = self.store.ram.index.find(rest) != ABSENT
+        in_ram = _run(is_here)
+        if self.store.lower is not None and in_ram < len(is_here):
+            is_here |= self.store.lower.extents.find(rest) != ABSENT
+        return in_ram, _run(is_here)
+
+    def lookup(self, engine: str, lease: int, keys: bytes, skip: int, ask: Ask) -> np.ndarray | None:
+        """Slots; or None, and `answered` hears of it later."""
+        slots = self.store.lookup(engine, lease, keys, skip, self._clock.now, ask)
+        self.settle()
+        if slots is None and self._decides and not self._replans:
+            self._replans = True
+            self._clock.at(self._clock.now + REPLAN_S, self._replan)
+        return slots
+
+    def due(self, engine: str, lease: int) -> None:
+        self.store.due(engine, lease, self._clock.now)
+        self.settle()
+
+    def release(self, engine: str, lease: int, loaded: int, load_s: float) -> None:
+        self.store.release(engine, lease, loaded, self._clock.now, load_s)
+        self.settle()
+
+    def save(self, engine: str, keys: bytes) -> None:
+        """What of these is nowhere yet, as far as there are slots; then all of them were used."""
+        names = np.frombuffer(keys, f"V{KEY_BYTES}")
+        is_new = self.store.ram.index.find(keys) == ABSENT
+        if self.store.lower is not None:
+            is_new &= self.store.lower.extents.find(keys) == ABSENT
+        new = names[is_new]
+        lent = self._lent[engine]
+        while len(new) and lent:
+            n = min(len(new), len(lent))
+            slots = np.array(lent[-n:], dtype=np.uint32)
+            del lent[-n:]
+            self.store.commit(engine, new[:n].tobytes(), slots)
+            new = new[n:]
+            self.settle()
+        self.store.touch(keys)
+        self.settle()
+
+    # --- the drives --------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Whatever the last event brought about. Writes that begin together are said to end together, with the last of
+        them: nobody waits for one alone."""
+        now, ends = self._clock.now, 0.0
+        written: list[Transfer] = []
+        for order in self.store.transfers(now):
+            if isinstance(order, Promote):
+                self._finish_at(self.reads.send(self.block_bytes), [order])
+            else:
+                written.append(order)
+                ends = max(ends, self.writes.send(self.block_bytes) if isinstance(order, Demote) else now + RECORD_S)
+        if written:
+            self._finish_at(ends, written)
+        for engine, slots in self.store.lends():
+            self._lent[engine] += slots
+        for engine, lease, answer in self.store.leases.answers():
+            self.answered(engine, lease, answer)
+
+    def _finish_at(self, when: float, orders: list[Transfer]) -> None:
+        def finish() -> None:
+            for order in orders:
+                self.store.finished(Finished(order.ticket), self._clock.now)
+            self.settle()
+
+        self._clock.at(when, finish)
+
+    def _replan(self) -> None:
+        self._replans = bool(self.store.leases.waiting())
+        if self._replans:
+            self.store.leases.replan(self._clock.now)
+            self.settle()
+            self._clock.at(self._clock.now + REPLAN_S, self._replan)
+
+
+def lru_of_store(trace: Trace, capacity: int) -> int:
+    """Hit tokens of a BlockStore that holds so many blocks, where nothing takes time. What an engine is lent to save
+    into holds no block, so it is a little less than a cache of this size could have."""
+    node = Node(Clock(), Tiers(capacity * SLOT_UNIT), SLOT_UNIT, trace.block_tokens, decides=False)
+    node.join("engine")
+    hits = 0
+    for number, request in enumerate(trace.requests):
+        keys = keys_of(request.blocks)
+        slots = node.lookup("engine", number, keys, 0, Ask())
+        assert slots is not None
+        n = _run(slots < BELOW)
+        hits += trace.hit_tokens(request, n)
+        node.release("engine", number, n, 0.0)
+        node.save("engine", keys)
+    return hits
+
+
+def whole_slabs(size: int) -> int:
+    """The arena that holds the most nearly so many bytes: what is no whole slab is no use, and of these small arenas
+    that could be a sixteenth."""
+    nearest = max(SLAB_ALIGN, size // SLAB_ALIGN * SLAB_ALIGN)
+    arenas = range(nearest, nearest + SLABS_MIN * SLAB_ALIGN + 1, SLAB_ALIGN)
+    whole = (arena // slab_bytes_for(arena) * slab_bytes_for(arena) for arena in arenas)
+    return min(whole, key=lambda held: abs(held - size))
+
+
+def keys_of(blocks: Sequence[int]) -> bytes:
+    return np.array([(block + 1, 0) for block in blocks], dtype="<u8").tobytes()
+
+
+def _run(good: np.ndarray) -> int:
+    """How many are good, from the first on."""
+    return len(good) if good.all() else int(good.argmin())
