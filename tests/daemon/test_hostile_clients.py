@@ -248,7 +248,8 @@ def answer_to_user(uid: int, path: Path) -> str:
             os.setgroups([])
             os.setuid(uid)
             peer = Peer(path)
-            peer.say(observer_hello(), protocol.Ask())
+            with contextlib.suppress(BrokenPipeError):  # it may have hung up by then; what it said is there nevertheless
+                peer.say(observer_hello(), protocol.Ask())
             end = peer.end()
             said = end.code if isinstance(end, protocol.Error) else repr(end)
         os.write(write, said.encode())
