@@ -90,8 +90,8 @@ def filled_store() -> BlockStore:
             taken = slots[: len(keys)]
             store.commit("filler", pack_keys(keys[: len(taken)]), np.array(taken, np.uint32))
             del keys[: len(taken)]
-    store.leave("filler")
-    assert len(store.index) == BLOCKS
+    store.leave("filler", 0.0)
+    assert len(store.ram.index) == BLOCKS
     return store
 
 
@@ -203,9 +203,14 @@ class Request:
     def __init__(self, number: int, tokens: int, hashes: list[bytes], answer: int) -> None:
         self.request_id = f"request {number}"
         self.block_hashes = hashes  # of whole blocks; grows
-        self.tokens = tokens
+        self.tokens = self.num_tokens = self.num_prompt_tokens = tokens
+        self.num_computed_tokens = 0
+        self.skip_reading_prefix_cache = False
         self.ends_at = tokens + answer
         self.stored = 0  # whole blocks that were offered to the manager
+
+    def is_finished(self) -> bool:
+        return False
 
     def grow(self) -> None:
         while len(self.block_hashes) < self.tokens // BLOCK_TOKENS:
@@ -225,7 +230,7 @@ class Steps:
         config = SimpleNamespace(groups=groups, parallel=SimpleNamespace(world_size=1))
         spec = SimpleNamespace(config=config, blocks_per_chunk=1, tokens_per_hash=BLOCK_TOKENS)
         self.manager = KVTierManager(spec)
-        self.manager.open(connected(path, "steps", b"s" * 32), Config(CONNECTOR, {}))
+        self.manager.open(connected(path, "steps", b"s" * 32), Config(CONNECTOR, {}), PROMPT_TOKENS[1])
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.idle: list[Request] = []  # conversations between two turns
@@ -254,12 +259,28 @@ class Steps:
         for request in self.running:
             self.store(request)
         self.call(self.manager.on_schedule_end, self.step_end)
+        self.call(self.manager.step_begins, self.scheduled())
+        self.call(self.manager.step_ends)
         for request in list(self.running):
+            request.num_computed_tokens = request.tokens
             request.tokens += 1
             request.grow()
             if request.tokens >= request.ends_at:
                 self.end(request)
         return self.spent * 1e6, self.computed * 1e6
+
+    def scheduled(self) -> SimpleNamespace:
+        """What the manager reads of vLLM's SchedulerOutput: a prompt is computed whole in its first step."""
+        tokens = {}
+        for request in self.running:
+            tokens[request.request_id] = request.tokens - request.num_computed_tokens
+        total = sum(tokens.values())
+        return SimpleNamespace(
+            num_scheduled_tokens=tokens,
+            total_num_scheduled_tokens=total,
+            scheduled_spec_decode_tokens={},
+            has_sync_kv_loads=False,
+        )
 
     def arrive(self) -> None:
         self.made += 1
@@ -290,8 +311,8 @@ class Steps:
         if hits:
             self.jobs.append(self.call(self.manager.prepare_load, hits, context).token)
             request.stored = len(hits)
-        else:
-            self.call(self.manager.admitted, request.request_id)
+        request.num_computed_tokens = len(hits) * BLOCK_TOKENS
+        self.call(self.manager.admitted, request.request_id, len(hits) * BLOCK_TOKENS)
 
     def look_up(self, keys: list[bytes], context: object) -> list[object]:
         results = []
@@ -309,6 +330,8 @@ class Steps:
             return
         keys = [self.key(block_hash, 0) for block_hash in request.block_hashes[request.stored : whole]]
         output = self.call(self.manager.prepare_store, keys, self.context(request.request_id))
+        if output is None:  # slots are short: again in the next step
+            return
         request.stored = whole
         if output.keys_to_store:
             self.jobs.append(output.store_spec.token)

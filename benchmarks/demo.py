@@ -144,6 +144,8 @@ class Daemon:
     def __init__(self, socket: Path, log: Path, drive: Path | None = None) -> None:
         self.socket, self._log = socket, log
         self._command = [_program("kvtierd"), "--set", f"server.socket={socket}", "--set", f"cpu.capacity={CAPACITY}"]
+        # So few requests: none is held out. What is learnt here is of no use to another kvtierd.
+        self._command += ["--set", "cost.holdout=0", "--set", f"cost.state={socket.parent / 'state'}"]
         if drive is not None:
             self._command += ["--set", f"nvme.paths={drive}", "--set", f"nvme.capacity={ON_DISK}"]
         self.start()

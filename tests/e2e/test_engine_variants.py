@@ -28,7 +28,7 @@ def _prompt(seed: int, length: int) -> list[int]:
     return [random.Random(seed * 10_000 + i).randrange(3, 900) for i in range(length)]
 
 
-LATER = ("blocks of 32 tokens", "blocks of 32 tokens, four joined to one", "tensor parallel 2")
+LATER = ("blocks of 128 tokens", "blocks of 32 tokens", "blocks of 32 tokens, four joined to one", "tensor parallel 2")
 MARKS = {"FP8 KV": NO_FP8, **dict.fromkeys(LATER, pytest.mark.long)}
 
 

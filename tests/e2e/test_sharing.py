@@ -63,6 +63,7 @@ def test_a_salt_separates_tenants(first, second):
     assert other.generate([_prompt(4)], salt="tenant A")[0].external_tokens == 288
 
 
+@pytest.mark.long
 def test_another_model_of_the_same_shape_never_hits(first, start_engine, other_llama_path, with_kvtier_unjoined):
     first.generate([_prompt(5)])
     other = start_engine(other_llama_path, connector=with_kvtier_unjoined, block_size=BLOCK)

@@ -1,6 +1,6 @@
 import pytest
 
-SEEDS = 120
+SEEDS = 90
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -87,7 +87,6 @@ def test_without_matplotlib_the_cure_is_named_before_any_work(trace, monkeypatch
 
 
 def test_a_picture(trace, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     simulated(capsys, trace, "--arms", "none,always", "--plot", str(tmp_path / "x.png"), "--cpu", "4GiB")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
