@@ -310,7 +310,10 @@ class Decisions:
             "saved_gpu_s": round(self.saved_gpu_s, 3),
             "regret_s": round(self.regret_s, 3),
             "waiting": len(self._waiting),
-            "links": {name: link.to_counts() for name, link in links.items()},
+            "links": {
+                name: {**link.to_counts(), "stall_limit_us": round(link.stall_limit_s() * 1e6)}
+                for name, link in links.items()
+            },
             "engines": {
                 name: {**e.prefill.to_counts(), "calibrated": e.prefill.is_calibrated, "link": e.link.to_counts()}
                 for name, e in self._engines.items()

@@ -28,7 +28,9 @@ WITHIN = 0.25  # share by which the median prediction may be wrong
 BACK = (1, 4)  # so many conversations ago began the one that comes back: still in RAM, or no more
 OLD = 12  # conversations that have left RAM
 OVER = 1.10  # times the engine without kvtier, plus
-DEADLINE_S = 0.5  # what a stalled load may take until it is cut off, twice over
+LATE_S = (
+    0.25  # after its deadline a stalled load is cut off so late at most: the daemon looks at the clock 20 times a second
+)
 
 
 @dataclass
@@ -130,6 +132,8 @@ def test_after_fifty_requests_predictions_come_true(taught, e2e_report):
 def test_a_failing_drive_delays_nobody(taught, delay_s, e2e_report):
     assert observer.flush(taught.daemon.socket, 60)
     with_kvtier, without = [], []
+    # Four times what 99 % of the transfers take, so it depends on what this drive has done so far.
+    deadline_s = taught.daemon.snapshot()["decisions"]["links"]["nvme"]["stall_limit_us"] / 1e6
     taught.faults.set(READ, BLOCKS, delay_s=delay_s)
     try:
         for seed in range(OLD):
@@ -143,9 +147,10 @@ def test_a_failing_drive_delays_nobody(taught, delay_s, e2e_report):
     e2e_report(
         f"a drive that takes {delay_s:g} s for each read: p99 {p99(seconds):.2f} s, without kvtier {p99(without):.2f} s; "
         f"means {statistics.mean(seconds):.2f} s and {statistics.mean(without):.2f} s; "
+        f"deadline {deadline_s:.2f} s; "
         + ", ".join(f"{reasons.count(reason)} {reason or 'offered all'}" for reason in sorted(set(reasons)))
     )
-    assert p99(seconds) <= OVER * p99(without) + DEADLINE_S
+    assert p99(seconds) <= OVER * p99(without) + deadline_s + LATE_S
 
 
 def p99(values: list[float]) -> float:
