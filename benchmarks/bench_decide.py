@@ -49,8 +49,8 @@ from typing import Any
 
 from queueing import GB, LATENCY_S, LLAMA_70B, Arm, Node, Request, Scenario
 
-from kvtier.cost import Candidate, Link, Prefill, Pressure, choose, keeps_waiting
-from kvtier.estimators import STALL_MIN_S
+from kvtier.cost import Candidate, Pressure, choose, keeps_waiting
+from kvtier.estimators import STALL_MIN_S, Link, Prefill
 
 PRIOR_RATE = 3 * GB  # what kvtier believes of a tier before it has seen it: of most of these it is wrong
 SEEDS, REQUESTS = "101,102,103", 6000

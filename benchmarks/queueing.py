@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from kvtier.cost import Prefill, PrefillFit, Pressure
+from kvtier.cost import Pressure
+from kvtier.estimators import Prefill, PrefillFit
 
 GB = 1e9
 SUFFIX = 256  # tokens of every prompt that are new

@@ -71,6 +71,11 @@ def unpack_slots(packed: bytes) -> np.ndarray:
     return np.frombuffer(packed, dtype=SLOT_TYPE)
 
 
+def leading(good: np.ndarray) -> int:
+    """How many are good, from the first on. `good`: bool, one a block in prefix order."""
+    return len(good) if good.all() else int(good.argmin())
+
+
 def slot_bytes_for(block_bytes: int) -> int:
     """The size of slot that a block of so many bytes needs."""
     return -(-block_bytes // SLOT_UNIT) * SLOT_UNIT

@@ -17,9 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kvtier.estimators import COUNT_MAX, Link, Prefill, PrefillFit, bounded
-
-__all__ = ["Candidate", "Estimate", "Link", "Prefill", "PrefillFit", "Pressure", "choose", "keeps_waiting"]
+from kvtier.estimators import COUNT_MAX, Prefill, bounded
 
 PRICE = 1.0  # seconds of this request that one second of all others is worth
 BUSY_MAX = 0.95

@@ -15,14 +15,13 @@ from kvtier.cost import (
     GAIN_MIN_S,
     Candidate,
     Estimate,
-    Link,
-    Prefill,
     Pressure,
     choose,
     keeps_waiting,
     uncalibrated_limit_s,
 )
 from kvtier.decision import OUTCOME, Ask, Decision, Matched
+from kvtier.estimators import Link, Prefill
 from kvtier.ghosts import Ghosts
 from kvtier.guard import Guard
 from kvtier.stats import Stats

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtier.block import ABSENT, BELOW, KEY_BYTES
+from kvtier.block import ABSENT, BELOW, KEY_BYTES, leading
 from kvtier.deciding import Decisions
 from kvtier.decision import Ask, Matched
 from kvtier.errors import OrderError, ProtocolError
@@ -259,6 +259,4 @@ def _matched(keys: bytes, slots: np.ndarray, skip: int, kind: Kind, ask: Ask) ->
 
 def _count(good: np.ndarray, kind: Kind) -> int:
     """How many are good; in a chain, from the first on."""
-    if not kind.is_chain:
-        return int(good.sum())
-    return len(good) if good.all() else int(good.argmin())
+    return leading(good) if kind.is_chain else int(good.sum())

@@ -10,8 +10,8 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from kvtier.admission import Budget
-from kvtier.cost import Link
 from kvtier.demotion import Demotions
+from kvtier.estimators import Link
 from kvtier.extents import Extents
 from kvtier.ram import Ram
 from kvtier.staging import Staging

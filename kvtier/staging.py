@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kvtier.block import ABSENT, BlockKey
-from kvtier.cost import Link
+from kvtier.estimators import Link
 from kvtier.extents import Extents
 from kvtier.ram import Ram
 from kvtier.stats import Stats

@@ -28,10 +28,10 @@ import numpy as np
 
 from kvtier.admission import Budget
 from kvtier.block import ABSENT, slot_bytes_for, unpack_keys
-from kvtier.cost import Link
 from kvtier.deciding import Decisions
 from kvtier.decision import Ask
 from kvtier.errors import OrderError, ProtocolError
+from kvtier.estimators import Link
 from kvtier.extents import Extents
 from kvtier.index import Table
 from kvtier.leases import Kind, Leases

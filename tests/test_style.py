@@ -38,7 +38,6 @@ IMPURE = {"asyncio", "threading", "socket", "time", "random", "secrets", "os", "
 CONNECTORS_MAY_IMPORT = {
     "client",
     "block",
-    "cost",
     "estimators",
     "config",
     "errors",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kvtier.connectors.vllm.journey import Journey
 
-from kvtier.cost import PrefillFit
+from kvtier.estimators import PrefillFit
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kvtier.block import BELOW
+from kvtier.block import BELOW, leading
 from kvtier.decision import Ask
 from kvtier.estimators import Link, Prefill, PrefillFit
 from kvtier.replay.arms import DECIDING, asks
@@ -216,8 +216,7 @@ class _Cluster:
     def _answered(self, engine: str, lease: int, slots: np.ndarray) -> None:
         job = self._waiting.pop((engine, lease))
         job.is_open = False
-        offered = slots[job.resident :] < BELOW
-        job.loaded = len(offered) if offered.all() else int(offered.argmin())
+        job.loaded = leading(slots[job.resident :] < BELOW)
         self._expect(job)
         if job.loaded:
             begun = self._clock.now

@@ -12,7 +12,7 @@ import numpy as np
 
 from kvtier.admission import Budget
 from kvtier.arena import SLAB_ALIGN, SLABS_MIN, slab_bytes_for
-from kvtier.block import ABSENT, BELOW, KEY_BYTES, SLOT_UNIT
+from kvtier.block import ABSENT, BELOW, KEY_BYTES, SLOT_UNIT, leading
 from kvtier.config import DAEMON, Config
 from kvtier.deciding import ENGINE_BYTES_PER_S, ENGINE_LATENCY_S
 from kvtier.decision import Ask
@@ -107,10 +107,10 @@ class Node:
         """Of the blocks behind the first `skip`: how many are in RAM, from the first on; how many anywhere."""
         rest = keys[skip * KEY_BYTES :]
         is_here = self.store.ram.index.find(rest) != ABSENT
-        in_ram = _run(is_here)
+        in_ram = leading(is_here)
         if self.store.lower is not None and in_ram < len(is_here):
             is_here |= self.store.lower.extents.find(rest) != ABSENT
-        return in_ram, _run(is_here)
+        return in_ram, leading(is_here)
 
     def lookup(self, engine: str, lease: int, keys: bytes, skip: int, ask: Ask) -> np.ndarray | None:
         """Slots; or None, and `answered` hears of it later."""
@@ -193,7 +193,7 @@ def lru_of_store(trace: Trace, capacity: int) -> int:
         keys = keys_of(request.blocks)
         slots = node.lookup("engine", number, keys, 0, Ask())
         assert slots is not None
-        n = _run(slots < BELOW)
+        n = leading(slots < BELOW)
         hits += trace.hit_tokens(request, n)
         node.release("engine", number, n, 0.0)
         node.save("engine", keys)
@@ -211,8 +211,3 @@ def whole_slabs(size: int) -> int:
 
 def keys_of(blocks: Sequence[int]) -> bytes:
     return np.array([(block + 1, 0) for block in blocks], dtype="<u8").tobytes()
-
-
-def _run(good: np.ndarray) -> int:
-    """How many are good, from the first on."""
-    return len(good) if good.all() else int(good.argmin())

@@ -13,10 +13,11 @@ from kvtierd import PATIENCE_S, Engine, KVTierd, eventually, some_keys
 
 from kvtier import protocol
 from kvtier.cli import calibrate, explain
-from kvtier.cost import Candidate, Prefill, Pressure, choose
+from kvtier.cost import Candidate, Pressure, choose
 from kvtier.decision import OUTCOME, REASONS, Ask, Decision
 from kvtier.decision_log import DecisionLog, line_of, read_last
 from kvtier.errors import ConfigError, DaemonError
+from kvtier.estimators import Prefill
 
 AT = 1_700_000_000.0
 PREFILL = Prefill(0.008, 26e-6, 0.6e-9, 8192, steps=132)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from kvtier.cost import Link
+from kvtier.estimators import Link
 
 
 class HeardLink(Link):

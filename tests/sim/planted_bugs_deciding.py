@@ -152,43 +152,30 @@ def a_lookup_that_is_cut_off_is_told_of_nothing(store: BlockStore) -> None:
 # --- what the drives' link knows -----------------------------------------------------------------------------------
 
 
-def what_nobody_waits_for_stays_queued(store: BlockStore) -> None:
+def drop_otherwise_in(store: BlockStore, method: str, drop: Callable[[int, float], None]) -> None:
+    """While this method of staging runs, the link's `drop` is another."""
     staging = store.lower.staging
-    sound, drop = staging.forget, staging.link.drop
+    sound, right = getattr(staging, method), staging.link.drop
 
-    def forget(*asker):
-        staging.link.drop = lambda n, now: None
-        waiting = sound(*asker)
+    def wrapped(*arguments):
         staging.link.drop = drop
-        return waiting
+        result = sound(*arguments)
+        staging.link.drop = right
+        return result
 
-    staging.forget = forget
+    setattr(staging, method, wrapped)
+
+
+def what_nobody_waits_for_stays_queued(store: BlockStore) -> None:
+    drop_otherwise_in(store, "forget", lambda n, now: None)
 
 
 def a_read_that_two_wait_for_is_queued_twice(store: BlockStore) -> None:
-    staging = store.lower.staging
-    sound, drop = staging.next, staging.link.drop
-
-    def next_(*turn):
-        staging.link.drop = lambda n, now: None
-        order = sound(*turn)
-        staging.link.drop = drop
-        return order
-
-    staging.next = next_
+    drop_otherwise_in(store, "next", lambda n, now: None)
 
 
 def the_link_learns_from_reads_that_failed(store: BlockStore) -> None:
-    staging = store.lower.staging
-    sound, drop = staging.finished, staging.link.drop
-
-    def finished(*read):
-        staging.link.drop = staging.link.done
-        slot = sound(*read)
-        staging.link.drop = drop
-        return slot
-
-    staging.finished = finished
+    drop_otherwise_in(store, "finished", lambda n, now: store.lower.staging.link.done(n, now))
 
 
 def the_link_never_hears_of_what_came(store: BlockStore) -> None:
@@ -284,5 +271,5 @@ BUGS_IN_DECIDING: list[Callable[[BlockStore], None]] = [
     if callable(plant)
     and getattr(plant, "__module__", "") == __name__
     and plant.__name__.islower()
-    and plant is not take_what_was_chosen
+    and plant not in (take_what_was_chosen, drop_otherwise_in)
 ]

@@ -7,7 +7,8 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtier.cost import Candidate, Prefill, Pressure, choose, keeps_waiting
+from kvtier.cost import Candidate, Pressure, choose, keeps_waiting
+from kvtier.estimators import Prefill
 
 at_leisure = settings(deadline=None)  # the machine may be busy
 

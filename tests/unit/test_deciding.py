@@ -3,10 +3,9 @@
 import pytest
 
 from kvtier.block import block_key
-from kvtier.cost import Link
 from kvtier.deciding import KEPT, OPEN_MAX, WASTE_BURST_S, Decisions
 from kvtier.decision import REASONS, Ask, Matched
-from kvtier.estimators import Prefill
+from kvtier.estimators import Link, Prefill
 from kvtier.ghosts import Ghosts
 from kvtier.guard import Guard
 from kvtier.stats import Stats
