@@ -14,6 +14,10 @@ Which extent is reclaimed: one without a block; else the one whose blocks were u
 is enough, and needs no stamp a block: a use draws the mean of its extent towards now by one block's share.
 
 Columns have one row a block and no object: 1,000,000 blocks take some 70 MB, the key table included.
+
+Who saved a block first, its origin, is known so that it can be forgotten: 16 bytes a block more, from the first block on
+that has one. A block that is dropped leaves its bytes behind, and they still have an origin: until they are erased, or
+their extent is reclaimed.
 """
 
 from collections import deque
@@ -67,6 +71,7 @@ class Extents:
         self._keys = np.zeros(0, _KEY)
         self._namespace = np.zeros(0, np.int32)
         self._checksum = np.zeros(0, np.uint32)
+        self._origin: np.ndarray | None = None  # the tag of a session and of a tenant; None until there is one
         self.used_bytes = 0  # of live blocks
 
     def __len__(self) -> int:
@@ -84,12 +89,39 @@ class Extents:
     def checksum(self, place: int) -> int:
         return int(self._checksum[self._row(place)])
 
+    def key(self, place: int) -> BlockKey:
+        """Of the block that lies here."""
+        return self._keys[self._row(place)].tobytes()
+
     def namespace(self, place: int) -> int:
         """Its number."""
         return int(self._namespace[self._row(place)])
 
     def holds(self, place: int) -> bool:
         return self._size_at(place) > 0 and self._namespace[self._row(place)] != _DEAD
+
+    def size(self, place: int) -> int:
+        """Bytes of each block of this extent."""
+        return self._size_at(place)
+
+    def origin(self, place: int) -> bytes:
+        """Of what was written here last; empty when nobody knows."""
+        origin = b"" if self._origin is None else self._origin[self._row(place)].tobytes()
+        return origin if any(origin) else b""
+
+    def of_origin(self, session_tag: bytes, tenant_tag: bytes) -> np.ndarray:
+        """uint32[n]: the places of this session and this tenant; an empty tag matches all. Blocks that were dropped and
+        lie there still are among them: `holds` tells."""
+        matches = self._namespace[: self._rows] != _DEAD
+        if self._origin is None:
+            matches &= not (any(session_tag) or any(tenant_tag))
+        else:
+            sessions, tenants = self._origin[: self._rows].T
+            matches |= (sessions | tenants) != 0
+            for tags, tag in ((sessions, session_tag), (tenants, tenant_tag)):
+                if tag:
+                    matches &= tags == np.frombuffer(tag, np.uint64)
+        return self._places_of(np.flatnonzero(matches))
 
     def touch(self, places: np.ndarray) -> None:
         """Used now."""
@@ -120,22 +152,25 @@ class Extents:
             open_.append(number)
         return place
 
-    def add(self, place: int, key: BlockKey, namespace: int, checksum: int) -> None:
-        """The block is written."""
+    def add(self, place: int, key: BlockKey, namespace: int, checksum: int, origin: bytes = b"") -> None:
+        """The block is written. `origin`: empty when nobody knows."""
         extent, row = self._extents[place // self._units], self._row(place)
         assert self._namespace[row] == _DEAD and key not in self._table
         self._table.add(key, place)
         self._keys[row] = np.void(key)
         self._namespace[row] = namespace
         self._checksum[row] = checksum
+        self._set_origin(row, origin)
         self._uses += 1
         extent.blocks += 1
         extent.used += (self._uses - extent.used) / extent.blocks
         extent.busy -= 1
         self.used_bytes += extent.size
 
-    def give_up(self, place: int) -> None:
-        """The block was not written. Its place stays empty until its extent is reclaimed."""
+    def give_up(self, place: int, origin: bytes = b"") -> None:
+        """The block was not written, or is not wanted any more. Its place stays empty until its extent is reclaimed;
+        `origin`: whose bytes may be there."""
+        self._set_origin(self._row(place), origin)
         self._extents[place // self._units].busy -= 1
 
     def drop(self, place: int) -> None:
@@ -154,8 +189,13 @@ class Extents:
             if extent.blocks
         )
 
+    def erased(self, place: int) -> None:
+        """Nothing is left there of a block that was dropped, or of one that was given up."""
+        assert not self.holds(place)
+        self._set_origin(self._row(place), b"")
+
     def hold(self, place: int) -> None:
-        """Its extent is not reclaimed until `let_go`: it is being read."""
+        """Its extent is not reclaimed until `let_go`: it is being read, or erased."""
         self._extents[place // self._units].busy += 1
 
     def let_go(self, place: int) -> None:
@@ -184,6 +224,8 @@ class Extents:
         keys = self._clear(extent, self._namespace[self._rows_of(extent)] != _DEAD)
         extent.leaving = True
         self._leaving += 1
+        if self._origin is not None:
+            self._origin[self._rows_of(extent)] = 0
         return number * self._units, (number + 1) * self._units, unpack_keys(keys.tobytes())
 
     def freed(self, first: int) -> None:
@@ -199,7 +241,13 @@ class Extents:
     # --- after a restart -------------------------------------------------------------------------------------
 
     def recover(
-        self, keys: bytes, places: np.ndarray, sizes: np.ndarray, namespaces: np.ndarray, checksums: np.ndarray
+        self,
+        keys: bytes,
+        places: np.ndarray,
+        sizes: np.ndarray,
+        namespaces: np.ndarray,
+        checksums: np.ndarray,
+        origins: np.ndarray | None = None,
     ) -> int:
         """Takes over what a tier recovered: columns, one row a block, oldest first. Returns how many don't fit in: their
         extent is of another block size than its first block says, or they are twice there."""
@@ -222,6 +270,8 @@ class Extents:
         self._keys[rows] = packed[fits]
         self._namespace[rows] = namespaces[fits]
         self._checksum[rows] = checksums[fits]
+        if origins is not None and origins.any():
+            self._origins()[rows] = np.ascontiguousarray(origins).view(np.uint64)[fits]
         self._uses = len(numbers)
         self.used_bytes = int(sizes[fits].sum())
         self._count_recovered(numbers, positions)
@@ -263,6 +313,26 @@ class Extents:
     def _rows_of(self, extent: _Extent) -> slice:
         return slice(extent.rows, extent.rows + (self.extent_bytes // extent.size if extent.size else 0))
 
+    def _places_of(self, rows: np.ndarray) -> np.ndarray:
+        """uint32[n]; each of these rows is of an extent in use."""
+        in_use = sorted((extent.rows, n, extent.size // SLOT_UNIT) for n, extent in enumerate(self._extents) if extent.size)
+        if not in_use:
+            return np.empty(0, np.uint32)
+        firsts, numbers, units = np.array(in_use).T
+        of = np.searchsorted(firsts, rows, side="right") - 1
+        return (numbers[of] * self._units + (rows - firsts[of]) * units[of]).astype(np.uint32)
+
+    def _origins(self) -> np.ndarray:
+        if self._origin is None:
+            self._origin = np.zeros((len(self._keys), 2), np.uint64)
+        return self._origin
+
+    def _set_origin(self, row: int, origin: bytes) -> None:
+        if any(origin):
+            self._origins()[row] = np.frombuffer(origin, np.uint64)
+        elif self._origin is not None:
+            self._origin[row] = 0
+
     def _next_free(self, open_: deque[int]) -> int | None:
         """Of the drive that has the most free, but first of one on which no open extent lies."""
         taken = {number % self._drives for number in open_}
@@ -282,8 +352,8 @@ class Extents:
     def _grow(self) -> None:
         if self._rows > len(self._keys):
             length = max(1024, self._rows * 5 // 4)
-            for name in ("_keys", "_namespace", "_checksum"):
-                column = getattr(self, name)
-                grown = np.zeros(length, column.dtype)
-                grown[: len(column)] = column
-                setattr(self, name, grown)
+            for name in ("_keys", "_namespace", "_checksum", "_origin"):
+                if (column := getattr(self, name)) is not None:
+                    grown = np.zeros((length, *column.shape[1:]), column.dtype)
+                    grown[: len(column)] = column
+                    setattr(self, name, grown)

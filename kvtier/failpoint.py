@@ -13,6 +13,7 @@ POINTS: dict[str, str] = {
     "catalogue_rebuilt_before_replace": "the fresh catalogue is written, the former one still in its place",
     "catalogue_replaced": "the fresh catalogue is in place",
     "payload_written": "the bytes of a block are written, nothing says so yet",
+    "zeroed": "the bytes of a block are overwritten with zeros, its record still says that it is there",
     "before_datasync": "records are about to be committed, their bytes perhaps only in the drive's cache",
     "before_commit": "the bytes are on the drive, their records are not",
     "before_forget": "in a commit, ahead of the removal of records",

@@ -3,6 +3,7 @@
     Demote    arena slot -> place     a block's bytes are written
     Promote   place -> arena slot     and read back, verified
     Forget    places                  nothing in them is recovered after a restart; then they may be written again
+    Erase     place                   its bytes are overwritten with zeros, and nothing in it is recovered after a restart
     Flush                             what was demoted so far survives a crash from here on
     Remember  a namespace             its number and epoch are recovered after a restart
 
@@ -13,6 +14,8 @@ their keys ignores it.
 from dataclasses import dataclass
 
 from kvtier.block import BlockKey
+
+ORIGIN_BYTES = 16  # a session's tag and a tenant's, half each; zeros where there is none
 
 FAULTS: dict[str, str] = {
     "corrupt": "the bytes are not those that were written; the block is gone",
@@ -31,6 +34,7 @@ class Demote:
     size: int  # bytes: the whole slot
     namespace: int  # its number
     epoch: int
+    origin: bytes = b""  # who saved it first: ORIGIN_BYTES, or empty when nobody knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,13 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
+class Erase:
+    ticket: int
+    place: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Flush:
     ticket: int
 
@@ -63,7 +74,7 @@ class Remember:
     epoch: int
 
 
-Transfer = Demote | Promote | Forget | Flush | Remember
+Transfer = Demote | Promote | Forget | Erase | Flush | Remember
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,11 @@ The caller guarantees
 *   One thread calls. Tickets are never used twice.
 *   From start to Finished the bytes of a Demote's slot don't change, and nobody else reads or writes a Promote's slot.
 *   A place is written once: its next Demote begins after a Forget of it has finished, or after a restart that did not
-    recover it. Places don't overlap. A Forget begins when no transfer of its places is under way.
+    recover it. Places don't overlap. A Forget or an Erase begins when no transfer of its places is under way.
 *   A Promote begins after its Demote has finished without a fault, or for a place that `recovered` named; with the key,
-    size and checksum from there.
+    size and checksum from there. After an Erase, whatever came of it, there is none.
+*   An Erase names the place and the size of a Demote that has finished, or of a place that `recovered` named. Again,
+    when it finished with a fault. Then the place stays empty until a Forget of it.
 *   At most TRANSFERS_MAX transfers are under way.
 
 You guarantee
@@ -25,17 +27,21 @@ You guarantee
 *   A Forget or a Remember without a fault survives a crash of the process. It takes effect in the order of starts: a
     block that is demoted under a namespace is never recovered without it, a place that was forgotten and written again
     never comes back as what it was.
+*   An Erase without a fault: the bytes of its place, and no others, are zeros on the drive, and the block is in no
+    `recovered` any more; both survive a crash of the machine. The zeros are on the drive before the record goes, so that
+    what a crash leaves in between fails its checksum. Its record goes at once, not with the next that are gathered. What
+    a drive keeps of former bytes where nobody can read them is its own business.
 *   A Flush without a fault: each Demote that had finished before it was started is in `recovered` after a crash of the
     process or of the machine, unless it was forgotten. Bytes are on the drive before any record of them.
-*   After a write or a commit that failed you are for a while `read_only`: Demotes, Forgets and Remembers finish with a
-    fault at once, and you find out by yourself when it is over. Reads go on. A Forget or a Remember that finished with
-    a fault may happen all the same, later, in its place in the order.
+*   After a write or a commit that failed you are for a while `read_only`: Demotes, Forgets, Erases and Remembers finish
+    with a fault at once, and you find out by yourself when it is over. Reads go on. A Forget, an Erase or a Remember
+    that finished with a fault may happen all the same, later, in its place in the order; an Erase by halves too.
 *   After `close`, `poll` gives what was not polled yet, and whatever is started finishes as "closed".
 
 You never
 
 *   recover a block that you can't vouch for: no record is better than a doubtful one;
-*   retry a Demote or a Promote, or keep one back for more than the ones before it;
+*   retry a Demote, a Promote or the zeros of an Erase, or keep one back for more than the ones before it;
 *   let reads wait for more than a few writes.
 """
 
@@ -45,7 +51,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kvtier.transfer import Finished, Transfer
+from kvtier.transfer import ORIGIN_BYTES, Finished, Transfer
 
 TRANSFERS_MAX = 4096
 
@@ -61,6 +67,7 @@ class Recovered:
     epochs: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     checksums: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
     remembered: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # digest -> (number, epoch)
+    origins: np.ndarray = field(default_factory=lambda: np.empty((0, ORIGIN_BYTES), np.uint8))  # zeros: unknown
 
 
 class Tier(Protocol):

@@ -1,6 +1,7 @@
 """Which block lies where on the drives: one LMDB file, written at run time and read only at start.
 
-    records      place (big endian, so that an extent is one range) -> key, checksum, size, namespace, epoch, sequence
+    records      place (big endian, so that an extent is one range) -> key, checksum, size, namespace, epoch, sequence,
+                 origin
     remembered   digest of a namespace -> its number and epoch
     meta         the version, the store that the drives belong to, the root secret
 
@@ -22,19 +23,19 @@ import lmdb
 import numpy as np
 
 from kvtier import _native
-from kvtier.block import SECRET_BYTES, SLOT_UNIT
+from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_UNIT
 from kvtier.errors import DaemonError
 from kvtier.failpoint import reach
 from kvtier.tiers.base import Recovered
 from kvtier.tiers.catalogue_reader import COUNTS, DAMAGED, META, RECORDS, REMEMBERED, TABLES
 from kvtier.tiers.drives import sync_folder, utc_stamp
-from kvtier.transfer import Demote, Forget, Remember
+from kvtier.transfer import ORIGIN_BYTES, Demote, Forget, Remember
 
-VERSION = 1
+VERSION = 2
 READ_TIMEOUT_S, READ_BYTES_PER_S = 20.0, 10e6  # the reader process may take so long, and longer for a large file
 QUARANTINE = ".corrupt-"  # and a time, behind the name of a file that can't be trusted
 QUARANTINED_MAX = 2  # files; older ones are deleted
-MAP_BYTES_MIN, MAP_BYTES_PER_PLACE = 64 * 1024**2, 256  # a record takes about 100 bytes, and a commit copies pages
+MAP_BYTES_MIN, MAP_BYTES_PER_PLACE = 64 * 1024**2, 256  # a record takes about 120 bytes, and a commit copies pages
 
 # The environment can't go on after these; after any other error of LMDB it can, or a new one on the same file.
 LOST = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
@@ -44,16 +45,17 @@ Entry = bytes | Forget | Remember  # bytes: a record
 RECORD = np.dtype(
     [
         ("place", ">u4"),
-        ("key", "V16"),
+        ("key", f"V{KEY_BYTES}"),
         ("checksum", "<u4"),
         ("units", "<u4"),
         ("namespace", "<u4"),
         ("epoch", "<u8"),
         ("sequence", "<u8"),
+        ("origin", "u1", ORIGIN_BYTES),
         ("crc", "<u4"),
     ]
 )
-_RECORD = struct.Struct("<16sIIIQQ")  # behind the place, before the crc
+_RECORD = struct.Struct(f"<{KEY_BYTES}sIIIQQ{ORIGIN_BYTES}s")  # behind the place, before the crc
 _PLACE, _CRC = struct.Struct(">I"), struct.Struct("<I")
 _REMEMBERED = struct.Struct("<IQ")
 _META = struct.Struct(f"<I16s{SECRET_BYTES}s")
@@ -65,8 +67,8 @@ assert TABLES[REMEMBERED][1] == _REMEMBERED.size + _CRC.size and TABLES[META][1]
 def record_of(demote: Demote, checksum: int, sequence: int) -> bytes:
     """`sequence` grows with each Demote for ever."""
     units = demote.size // SLOT_UNIT
-    place = _PLACE.pack(demote.place)
-    return _sealed(place + _RECORD.pack(demote.key, checksum, units, demote.namespace, demote.epoch, sequence))
+    fields = demote.key, checksum, units, demote.namespace, demote.epoch, sequence, demote.origin  # none: zeros
+    return _sealed(_PLACE.pack(demote.place) + _RECORD.pack(*fields))
 
 
 def _sealed(row: bytes) -> bytes:
@@ -316,6 +318,7 @@ def _recovered(records: np.ndarray, remembered: dict[bytes, tuple[int, int]]) ->
         epochs=records["epoch"].astype(np.int64)[order],
         checksums=records["checksum"].astype(np.uint32)[order],
         remembered=dict(remembered),
+        origins=records["origin"][order],
     )
 
 

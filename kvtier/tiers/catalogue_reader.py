@@ -15,7 +15,7 @@ import sys
 import lmdb
 
 RECORDS, REMEMBERED, META = b"records", b"remembered", b"meta"
-TABLES: dict[bytes, tuple[int, int]] = {RECORDS: (4, 48), REMEMBERED: (32, 16), META: (4, 56)}  # bytes of a key, value
+TABLES: dict[bytes, tuple[int, int]] = {RECORDS: (4, 64), REMEMBERED: (32, 16), META: (4, 56)}  # bytes of a key, value
 COUNTS = struct.Struct("<QQ")
 DAMAGED = 3  # exit status: LMDB says that the file is no good
 

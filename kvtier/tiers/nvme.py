@@ -3,23 +3,27 @@
     Demote     write the bytes -> Finished -> record into the next commit
     Promote    read the bytes, compare their checksum -> Finished
     Forget     into the next commit -> Finished
+    Erase      write zeros -> a Forget of its place into the next commit -> Finished
     Remember   into the next commit -> Finished
     Flush      with the next commit -> Finished
 
 One thread calls, and owns all of this. `_native.FileIo` moves bytes, reads ahead of writes; Commits lends the catalogue
-to a thread of its own, see there. A Forget or Remember that finishes with a fault may yet happen, in its place in the
-order.
+to a thread of its own, see there. A Forget, Erase or Remember that finishes with a fault may yet happen, in its place in
+the order.
 
 `read_only` after a write that failed lasts RETRY_S, then writes are tried again; after a commit that failed, until a
 retry works. What was under way is finished as the drives say.
 """
 
 import contextlib
+import mmap
 import os
 import select
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from kvtier import _native
 from kvtier.block import SLOT_UNIT, BlockKey
@@ -29,7 +33,7 @@ from kvtier.tiers.base import Recovered
 from kvtier.tiers.catalogue import Catalogue, record_of
 from kvtier.tiers.commits import RETRY_S, WAITING_MAX, Commits, fault_of
 from kvtier.tiers.drives import CATALOGUE, Drives
-from kvtier.transfer import Demote, Finished, Flush, Promote, Transfer
+from kvtier.transfer import Demote, Erase, Finished, Flush, Forget, Promote, Transfer
 
 IO_DEPTH, IO_THREADS = 12, 2  # transfers that the drives have at once; threads that compute checksums
 _CLOSE_WAIT_S = 1.0
@@ -69,12 +73,14 @@ class NvmeTier:
         self._poller.register(self._wake, select.EPOLLIN)
         self._poller.register(self._io.fileno(), select.EPOLLIN)
         self._commits = Commits(self._catalogue, self._files, self._wake)
-        self._under_way: dict[int, tuple[Demote, int] | Promote] = {}  # by the I/O's ticket; a Demote and its sequence
+        self._under_way: dict[int, tuple[Demote, int] | Promote | Erase] = {}  # by the I/O's ticket; a Demote's sequence
+        self._zeros = _zeros(self.extent_bytes)
         self._done: list[Finished] = []  # for the next poll
         self._sequence = self._catalogue.next_sequence
         self._refused, self._refused_until = "", 0.0  # fault of the last write that failed; time.monotonic
         self._closed = False
-        self._read_bytes = self._written_bytes = self._failed_reads = self._failed_writes = self._corrupt_blocks = 0
+        self._read_bytes = self._written_bytes = self._erased_bytes = 0
+        self._failed_reads = self._failed_writes = self._corrupt_blocks = 0
 
     @property
     def notes(self) -> list[str]:
@@ -108,6 +114,8 @@ class NvmeTier:
             self._write(transfer)
         elif isinstance(transfer, Promote):
             self._read(transfer)
+        elif isinstance(transfer, Erase):
+            self._overwrite(transfer)
         else:
             if not isinstance(transfer, Flush):
                 self._commits.add(transfer)
@@ -135,6 +143,8 @@ class NvmeTier:
             ended = self._under_way.pop(ticket)
             if isinstance(ended, Promote):
                 self._done.append(self._promoted(ended, error, checksum, seconds))
+            elif isinstance(ended, Erase):
+                self._overwritten(ended, error, seconds)
             else:
                 self._done.append(self._demoted(*ended, error, checksum, seconds))
         self._done += self._commits.turn()
@@ -151,15 +161,33 @@ class NvmeTier:
         ticket = self._io.read(fd, offset, self._address(promote.slot), promote.size, _seed(promote.key))
         self._under_way[ticket] = promote
 
+    def _overwrite(self, erase: Erase) -> None:
+        fd, offset = self._files.locate(erase.place)
+        self._under_way[self._io.write(fd, offset, self._zeros.ctypes.data, erase.size, 0)] = erase
+
     def _demoted(self, demote: Demote, sequence: int, error: int, checksum: int, seconds: float) -> Finished:
         if error:
-            self._failed_writes += 1
-            self._refused, self._refused_until = fault_of(error), time.monotonic() + RETRY_S
-            return Finished(demote.ticket, self._refused, 0, seconds)
+            return self._write_failed(demote, error, seconds)
         reach("payload_written")
         self._written_bytes += demote.size
         self._commits.add(record_of(demote, checksum, sequence), self._files.drive_of(demote.place))
         return Finished(demote.ticket, "", checksum, seconds)
+
+    def _overwritten(self, erase: Erase, error: int, seconds: float) -> None:
+        """Its commit, which syncs the zeros first, says that it has finished."""
+        if error:
+            self._done.append(self._write_failed(erase, error, seconds))
+            return
+        reach("zeroed")
+        self._erased_bytes += erase.size
+        end = erase.place + erase.size // SLOT_UNIT
+        self._commits.add(Forget(erase.ticket, erase.place, end), self._files.drive_of(erase.place))
+        self._commits.tell(erase.ticket)
+
+    def _write_failed(self, order: Demote | Erase, error: int, seconds: float) -> Finished:
+        self._failed_writes += 1
+        self._refused, self._refused_until = fault_of(error), time.monotonic() + RETRY_S
+        return Finished(order.ticket, self._refused, 0, seconds)
 
     def _promoted(self, promote: Promote, error: int, checksum: int, seconds: float) -> Finished:
         if error:
@@ -192,6 +220,7 @@ class NvmeTier:
             "records_waiting": self._commits.waiting,
             "read_bytes": self._read_bytes,
             "written_bytes": self._written_bytes,
+            "erased_bytes": self._erased_bytes,
             "durable_blocks": self._catalogue.records,
             "corrupt_blocks": self._corrupt_blocks,
             "failed_reads": self._failed_reads,
@@ -223,3 +252,8 @@ class NvmeTier:
 def _seed(key: BlockKey) -> int:
     """With it a record that points to another block's bytes never fits to them."""
     return _native.crc32c(key)
+
+
+def _zeros(size: int) -> np.ndarray:
+    """They take no memory: where nobody may write, each page is the kernel's one page of zeros."""
+    return np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ), np.uint8)

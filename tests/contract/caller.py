@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kvtier.block import KEY_BYTES, SLOT_UNIT, BlockKey
 from kvtier.tiers.base import Recovered
-from kvtier.transfer import FAULTS, Demote, Finished, Flush, Forget, Promote, Remember, Transfer
+from kvtier.transfer import FAULTS, Demote, Erase, Finished, Flush, Forget, Promote, Remember, Transfer
 
 WAIT_S = 30
 DIGEST = b"d" * 32
@@ -27,6 +27,7 @@ class Stored:
     epoch: int
     checksum: int
     content: int  # what its bytes are made from
+    origin: bytes = b""
 
 
 class Caller:
@@ -68,16 +69,25 @@ class Caller:
         return self.wait(self.start(transfer))
 
     def start_demote(
-        self, key: BlockKey, place: int, units: int = 1, slot: int = 0, content: int = 0, epoch: int = 0
+        self,
+        key: BlockKey,
+        place: int,
+        units: int = 1,
+        slot: int = 0,
+        content: int = 0,
+        epoch: int = 0,
+        origin: bytes = b"",
     ) -> int:
         size = units * SLOT_UNIT
         self.factory.memory(slot, size)[:] = bytes_of(content, size)
-        return self.start(Demote(self.ticket(), key, slot, place, size, NAMESPACE, epoch))
+        return self.start(Demote(self.ticket(), key, slot, place, size, NAMESPACE, epoch, origin))
 
-    def demote(self, key: BlockKey, place: int, units: int = 1, content: int = 0, epoch: int = 0) -> Stored:
-        done = self.wait(self.start_demote(key, place, units, content=content, epoch=epoch))
+    def demote(
+        self, key: BlockKey, place: int, units: int = 1, content: int = 0, epoch: int = 0, origin: bytes = b""
+    ) -> Stored:
+        done = self.wait(self.start_demote(key, place, units, content=content, epoch=epoch, origin=origin))
         assert not done.fault
-        return Stored(key, place, units * SLOT_UNIT, NAMESPACE, epoch, done.checksum, content)
+        return Stored(key, place, units * SLOT_UNIT, NAMESPACE, epoch, done.checksum, content, origin)
 
     def promote(self, block: Stored, slot: int = 100) -> Finished:
         self.factory.memory(slot, block.size)[:] = bytes(block.size)
@@ -89,6 +99,21 @@ class Caller:
 
     def forget(self, first: int, end: int) -> None:
         assert not self.do(Forget(self.ticket(), first, end)).fault
+
+    def start_erase(self, block: Stored) -> int:
+        return self.start(Erase(self.ticket(), block.place, block.size))
+
+    def erase(self, block: Stored) -> None:
+        assert not self.wait(self.start_erase(block)).fault
+
+    def lies_there(self, block: Stored) -> bool:
+        return self.raw(block) == bytes_of(block.content, block.size)
+
+    def is_zero(self, block: Stored) -> bool:
+        return not any(self.raw(block))
+
+    def raw(self, block: Stored) -> bytes:
+        return self.factory.raw(self.tier, block.place, block.size)
 
     def flush(self) -> None:
         assert not self.do(Flush(self.ticket())).fault

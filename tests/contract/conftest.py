@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from contract.caller import Caller
 from contract.factories import NvmeFactory
 from sim.tier_model_factory import TierModelFactory
 
@@ -29,3 +30,11 @@ def factory(request):
 def folder(tmp_path) -> Iterator[Path]:
     yield tmp_path / "life0"
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.fixture
+def caller(factory, folder) -> Iterator[Caller]:
+    caller = Caller(factory, folder)
+    caller.remember()
+    yield caller
+    caller.tier.close()

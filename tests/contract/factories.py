@@ -4,6 +4,7 @@ import mmap
 import os
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -49,13 +50,23 @@ class NvmeFactory:
 
     def flip_bit(self, tier: NvmeTier, place: int, offset: int) -> None:
         """On the drive."""
-        extent, units = divmod(place, tier.extent_bytes // SLOT_UNIT)
-        row, drive = divmod(extent, tier.drives)
-        with (self._paths(self.folder)[drive] / "blocks").open("r+b") as blocks:
-            blocks.seek(row * tier.extent_bytes + units * SLOT_UNIT + offset)
+        with self._at(tier, place) as blocks:
+            blocks.seek(offset, os.SEEK_CUR)
             (byte,) = blocks.read(1)
             blocks.seek(-1, os.SEEK_CUR)
             blocks.write(bytes([byte ^ 1]))
+
+    def raw(self, tier: NvmeTier, place: int, size: int) -> bytes:
+        """What the file on the drive says."""
+        with self._at(tier, place) as blocks:
+            return blocks.read(size)
+
+    def _at(self, tier: NvmeTier, place: int) -> BinaryIO:
+        extent, units = divmod(place, tier.extent_bytes // SLOT_UNIT)
+        row, drive = divmod(extent, tier.drives)
+        blocks = (self._paths(self.folder)[drive] / "blocks").open("r+b")
+        blocks.seek(row * tier.extent_bytes + units * SLOT_UNIT)
+        return blocks
 
     def _open(self) -> NvmeTier:
         return NvmeTier(self._paths(self.folder), self.drives * DRIVE_BYTES, address_of(self._arena), **self.more)

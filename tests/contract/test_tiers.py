@@ -4,7 +4,6 @@ import os
 import random
 import select
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,20 +11,12 @@ from contract.caller import DIGEST, NAMESPACE, WAIT_S, Caller, Stored, key_of, k
 
 from kvtier.block import SLOT_UNIT
 from kvtier.tiers.base import Recovered
-from kvtier.transfer import Demote, Flush, Forget, Promote, Remember
+from kvtier.transfer import Demote, Erase, Flush, Forget, Promote, Remember
 
 AT_ONCE_S = 0.1
 OTHER_DIGEST = b"o" * 32
 
 A, B, C = (key_of(number) for number in range(3))
-
-
-@pytest.fixture
-def caller(factory, folder) -> Iterator[Caller]:
-    caller = Caller(factory, folder)
-    caller.remember()
-    yield caller
-    caller.tier.close()
 
 
 # --- bytes ---------------------------------------------------------------------------------------------------
@@ -80,6 +71,7 @@ def test_every_transfer_is_finished_exactly_once(caller):
     tickets = [caller.start_demote(key_of(n), n, slot=n % 64, content=n % 64) for n in range(256)]
     tickets += [caller.start(Flush(caller.ticket())) for _ in range(3)]
     tickets += [caller.start(Forget(caller.ticket(), 300 + n, 301 + n)) for n in range(20)]
+    tickets += [caller.start(Erase(caller.ticket(), 400 + n, SLOT_UNIT)) for n in range(20)]
     tickets += [caller.start(Remember(caller.ticket(), OTHER_DIGEST, 8, n)) for n in range(20)]
     assert all(caller.wait(ticket).fault == "" for ticket in tickets)
     time.sleep(0.05)
@@ -123,6 +115,7 @@ def test_a_read_waits_for_few_of_the_writes(caller):
 def test_close_finishes_what_is_under_way(caller):
     tickets = {caller.start_demote(key_of(n), n, slot=n) for n in range(60)}
     tickets.add(caller.start(Forget(caller.ticket(), 100, 200)))
+    tickets.add(caller.start(Erase(caller.ticket(), 70, SLOT_UNIT)))
     tickets.add(caller.start(Flush(caller.ticket())))
     caller.tier.close()
     caller.collect()
@@ -156,6 +149,12 @@ def test_all_is_recovered_after_a_clean_end_in_the_order_of_demotion(caller):
     assert recovered.epochs.tolist() == [0] * 5
     assert recovered.remembered == {DIGEST: (NAMESPACE, 0)}
     assert all(caller.comes_back(block) for block in blocks)
+
+
+def test_the_origin_of_a_block_comes_back_and_is_zeros_where_there_was_none(caller):
+    for number, origin in enumerate([b"\1" * 8 + b"\2" * 8, b"", bytes(8) + b"tenant.."]):
+        caller.demote(key_of(number), number, origin=origin)
+    assert caller.reopen().origins.tolist() == [[1] * 8 + [2] * 8, [0] * 16, [0] * 8 + list(b"tenant..")]
 
 
 def test_the_order_goes_on_over_restarts(caller):
@@ -246,11 +245,12 @@ class Model:
         self.blocks: dict[int, Stored] = {}  # by cell
         self.durable: set[int] = set()
         self.used: set[int] = set()  # cells that must be forgotten before they are written
+        self.erased: dict[int, Stored] = {}  # and not forgotten yet
         self.epoch = self.number = 0
 
     def step(self) -> None:
-        verbs = [self.demote, self.promote, self.forget, self.flush, self.next_epoch, self.reopen, self.crash]
-        self.chance.choices(verbs, [50, 30, 10, 4, 1, 2, 3])[0]()
+        verbs = [self.demote, self.promote, self.forget, self.erase, self.flush, self.next_epoch, self.reopen, self.crash]
+        self.chance.choices(verbs, [50, 30, 10, 5, 4, 1, 2, 3])[0]()
 
     def demote(self) -> None:
         free = [cell for cell in range(self.cells) if cell not in self.used]
@@ -261,7 +261,8 @@ class Model:
         self.number += 1
         units = self.chance.randint(1, CELL)
         place = cell * CELL + self.chance.randint(0, CELL - units)
-        self.blocks[cell] = self.caller.demote(key_of(self.number), place, units, self.number, self.epoch)
+        origin = self.chance.choice([b"", self.chance.randbytes(16)])
+        self.blocks[cell] = self.caller.demote(key_of(self.number), place, units, self.number, self.epoch, origin)
 
     def promote(self) -> None:
         if self.blocks:
@@ -275,6 +276,14 @@ class Model:
             self.blocks.pop(cell, None)
             self.durable.discard(cell)
             self.used.discard(cell)
+            self.erased.pop(cell, None)
+
+    def erase(self) -> None:
+        if self.blocks:
+            cell = self.chance.choice(list(self.blocks))
+            self.durable.discard(cell)
+            self.erased[cell] = self.blocks.pop(cell)
+            self.caller.erase(self.erased[cell])
 
     def flush(self) -> None:
         self.caller.flush()
@@ -293,15 +302,18 @@ class Model:
 
     def check(self, recovered: Recovered) -> None:
         columns = (recovered.places, recovered.sizes, recovered.namespaces, recovered.epochs, recovered.checksums)
-        found = {row[1] // CELL: row for row in zip(keys_of(recovered), *(column.tolist() for column in columns))}
+        origins = [origin.tobytes() for origin in recovered.origins]
+        found = {row[1] // CELL: row for row in zip(keys_of(recovered), *(column.tolist() for column in columns), origins)}
         current = {cell: block for cell, block in self.blocks.items() if block.epoch == self.epoch}
         assert set(found) <= set(current), "recovered what was forgotten"
         assert self.durable & set(current) <= set(found), "lost what was durable"
         for cell, row in found.items():
             block = current[cell]
-            assert row == (block.key, block.place, block.size, block.namespace, block.epoch, block.checksum)
+            origin = block.origin or bytes(16)
+            assert row == (block.key, block.place, block.size, block.namespace, block.epoch, block.checksum, origin)
+        assert all(self.caller.is_zero(block) for block in self.erased.values()), "what was erased is legible"
         self.blocks = {cell: current[cell] for cell in found}
-        self.durable, self.used = set(found), set(found)
+        self.durable, self.used, self.erased = set(found), set(found), {}
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 6))])

@@ -30,8 +30,10 @@ def opened(folder: Path, extents: int = EXTENTS, **more) -> Catalogue:
     return Catalogue(folder / "catalogue.mdb", STORE, extents, UNITS, **more)
 
 
-def record(place: int, key: int, sequence: int, units: int = 1, namespace: int = 1, epoch: int = 0) -> bytes:
-    demote = Demote(0, key.to_bytes(16, "big"), 0, place, units * SLOT_UNIT, namespace, epoch)
+def record(
+    place: int, key: int, sequence: int, units: int = 1, namespace: int = 1, epoch: int = 0, origin: bytes = b""
+) -> bytes:
+    demote = Demote(0, key.to_bytes(16, "big"), 0, place, units * SLOT_UNIT, namespace, epoch, origin)
     return record_of(demote, checksum_of(key), sequence)
 
 
@@ -74,6 +76,17 @@ def test_records_come_back_in_the_order_of_their_sequence(tmp_path):
     assert [c.dtype for c in (found.places, found.sizes, found.namespaces, found.epochs, found.checksums)] == [
         np.uint32, np.int64, np.int32, np.int64, np.uint32,
     ]  # fmt: skip
+
+
+def test_origins_come_back_with_their_blocks_life_after_life(tmp_path):
+    tags = b"s" * 8 + b"t" * 8
+    commit(tmp_path, remember(), record(9, 100, 3, origin=tags), record(3, 101, 1))
+    recovered(tmp_path)
+    found = recovered(tmp_path)
+    assert found.places.tolist() == [3, 9]
+    assert (found.origins.dtype, [origin.tobytes() for origin in found.origins]) == (np.uint8, [bytes(16), tags])
+    commit(tmp_path, Forget(0, 0, 10))
+    assert Recovered().origins.shape == recovered(tmp_path).origins.shape == (0, 16)
 
 
 def test_the_root_stays_and_is_another_one_for_another_store(tmp_path):
@@ -244,7 +257,7 @@ def rewrite(file: Path, table: bytes, key: bytes, value: bytes | None) -> None:
         txn.delete(key, db=opened_table) if value is None else txn.put(key, value, db=opened_table)
 
 
-@pytest.mark.parametrize("version", [0, 2, 2**32 - 1])
+@pytest.mark.parametrize("version", [0, 1, 3, 2**32 - 1])
 def test_a_file_of_an_unknown_version_is_set_aside(tmp_path, version):
     commit(tmp_path, remember(), record(0, 1, 1))
     meta = struct.pack("<I16s32s", version, STORE, b"r" * 32)

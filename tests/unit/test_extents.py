@@ -1,6 +1,8 @@
 """Extents: where blocks go on the drives, and what goes for others. That it agrees with itself whatever happens is the
 simulator's business (tests/sim)."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -240,13 +242,34 @@ class CountedTable:
         return np.ones(len(slots), bool)
 
 
-def test_a_million_blocks_take_less_than_40_bytes_each_beside_the_key_table():
+def a_million(origins: np.ndarray) -> Extents:
     blocks, extent_bytes, size = 1_000_000, 256 * MIB, SLOT_UNIT
     n = extent_bytes // size
     extents = Extents(-(-blocks // n), extent_bytes, table=CountedTable())
     zeros = np.zeros(blocks, np.int32)
     places = np.arange(blocks, dtype=np.uint32)
-    assert extents.recover(bytes(16 * blocks), places, np.full(blocks, size), zeros, zeros.astype(np.uint32)) == 0
-    columns = [value for value in vars(extents).values() if isinstance(value, np.ndarray)]
+    columns = places, np.full(blocks, size), zeros, zeros.astype(np.uint32), origins
+    assert extents.recover(bytes(16 * blocks), *columns) == 0
     assert len(extents) == blocks
-    assert sum(c.nbytes for c in columns) < 40 * blocks, "80 are the key table's: 120 in all"
+    return extents
+
+
+def columns_of(extents: Extents) -> list[np.ndarray]:
+    return [value for value in vars(extents).values() if isinstance(value, np.ndarray)]
+
+
+def test_a_million_blocks_take_less_than_40_bytes_each_beside_the_key_table():
+    extents = a_million(np.zeros((1_000_000, 16), np.uint8))
+    assert sum(c.nbytes for c in columns_of(extents)) < 40e6, "80 are the key table's: 120 in all"
+
+
+def test_of_a_million_blocks_origins_take_16_bytes_each_and_those_of_one_are_found_at_once():
+    origins = np.zeros((1_000_000, 16), np.uint8)
+    origins[::1000] = np.frombuffer(b"session.tenant..", np.uint8)
+    extents = a_million(origins)
+    rows = sum(c[: extents._rows].nbytes for c in columns_of(extents))  # what is ahead of them was never touched
+    assert rows == 40 * extents._rows
+    before = time.perf_counter()
+    found = extents.of_origin(b"session.", b"")
+    assert time.perf_counter() - before < 0.1
+    assert found.tolist() == list(range(0, 1_000_000, 1000))

@@ -1,26 +1,21 @@
-"""The NVMe tier under faults: what it refuses and for how long, what it keeps, and what a crash leaves at each step."""
+"""The NVMe tier under faults: what it refuses and for how long, and what it keeps."""
 
 import errno
 import json
 import os
 import queue
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import lmdb
 import pytest
-from contract.caller import Caller, Stored, key_of, keys_of
+from contract.caller import Caller, key_of, keys_of
 from contract.factories import NvmeFactory
 
 from kvtier.block import SLOT_UNIT
 from kvtier.errors import DaemonError
-from kvtier.failpoint import POINTS
 from kvtier.tiers import commits, nvme
-from kvtier.transfer import Demote, Flush, Forget, Remember
+from kvtier.transfer import Demote, Erase, Flush, Forget, Remember
 
 A, B, C = (key_of(number) for number in range(3))
 OVER_WITHIN_S = 5  # a fault is over when its cause is
@@ -42,6 +37,7 @@ def refused(caller: Caller) -> set[str]:
         for transfer in (
             Demote(ticket(), C, 0, 500, SLOT_UNIT, 7, 0),
             Forget(ticket(), 300, 301),
+            Erase(ticket(), 400, SLOT_UNIT),
             Remember(ticket(), b"r" * 32, 9, 0),
         )
     }
@@ -100,6 +96,27 @@ def test_a_broken_drive_is_a_fault_of_reads_too_but_no_loss(caller, monkeypatch)
     assert keys_of(caller.crash()) == [A]
 
 
+def test_an_erase_that_the_drive_refuses_is_a_fault_and_works_when_it_is_said_again(caller, monkeypatch):
+    block, other = caller.demote(A, 0, 4, content=1), caller.demote(B, 4, 4, content=2)
+    caller.flush()
+    with open("/dev/full", "r+b", buffering=0) as full, monkeypatch.context() as patched:
+        patched.setattr(caller.tier._files, "locate", lambda place: (full.fileno(), 0))
+        assert caller.wait(caller.start_erase(block)).fault == "full"
+    assert caller.tier.read_only and caller.wait(caller.start_erase(block)).fault == "full"
+    assert caller.lies_there(block) and caller.tier.state()["failed_writes"] == 1
+    assert becomes_writable(caller)
+    caller.erase(block)
+    assert caller.is_zero(block) and caller.comes_back(other)
+    assert caller.tier.state()["erased_bytes"] == block.size
+    assert keys_of(caller.crash()) == [B]
+
+
+def test_an_erase_of_a_block_as_large_as_an_extent(caller):
+    block = caller.demote(A, 32, caller.tier.extent_bytes // SLOT_UNIT, content=1)
+    caller.erase(block)
+    assert caller.is_zero(block)
+
+
 # --- the catalogue -------------------------------------------------------------------------------------------
 
 FAULTS = {
@@ -136,6 +153,21 @@ def test_a_forget_that_failed_may_happen_later_but_in_its_order(caller, monkeypa
     caller.demote(B, 0, content=2)
     caller.flush()
     assert keys_of(caller.crash()) == [B]
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_an_erase_whose_commit_failed_has_overwritten_the_bytes_and_works_when_it_is_said_again(caller, monkeypatch, case):
+    part, verb, error, fault = FAULTS[case]
+    block = caller.demote(A, 0, content=1)
+    caller.flush()
+    with monkeypatch.context() as patched:
+        patched.setattr(getattr(caller.tier, part), verb, raising(error))
+        assert caller.wait(caller.start_erase(block)).fault == fault
+        assert caller.is_zero(block)
+        assert keys_of(caller.crash()) == [A] and caller.promote(block).fault == "corrupt"
+    assert becomes_writable(caller)
+    caller.erase(block)
+    assert keys_of(caller.crash()) == []
 
 
 def test_a_full_catalogue_is_a_fault_and_over_when_there_is_room(tmp_path):
@@ -200,12 +232,14 @@ class Gate:
     def __init__(self, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
         self._open: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.passed = 0
+        self.synced: set[int] = set()  # drives
         self._sync = caller.tier._files.sync
         monkeypatch.setattr(caller.tier._files, "sync", self._pass)
 
     def _pass(self, drives: set[int]) -> None:
         self._open.get(timeout=30)
         self.passed += 1
+        self.synced |= drives
         self._sync(drives)
 
     def open(self) -> None:
@@ -222,6 +256,41 @@ def test_records_that_nobody_waits_for_are_gathered(caller, monkeypatch):
     assert gate.passed == 0
     caller.flush()
     assert gate.passed == 1
+
+
+def test_no_erase_waits_until_records_are_gathered(caller, monkeypatch):
+    caller.flush()
+    monkeypatch.setattr(commits, "GATHER_S", 60.0)
+    block = caller.demote(A, 0)
+    caller.demote(B, 1)
+    caller.collect()
+    caller.erase(block)
+    assert caller.tier.state()["durable_blocks"] == 1
+
+
+def test_many_erases_share_commits(caller, monkeypatch):
+    blocks = [caller.demote(key_of(n), n) for n in range(200)]
+    caller.flush()
+    gate = Gate(caller, monkeypatch)
+    tickets = [caller.start_erase(block) for block in blocks]
+    while caller.tier.state()["writes_pending"]:
+        caller.collect()
+    gate.open()
+    assert {caller.wait(ticket).fault for ticket in tickets} == {""}
+    assert gate.passed <= 2
+
+
+def test_no_record_of_an_erased_block_goes_before_its_zeros_are_on_the_drive(caller, monkeypatch):
+    block = caller.demote(A, 0)
+    caller.flush()
+    gate = Gate(caller, monkeypatch)
+    erase = caller.start_erase(block)
+    time.sleep(0.2)
+    caller.collect()
+    assert erase not in caller.finished and caller.tier.state()["durable_blocks"] == 1
+    gate.open()
+    assert not caller.wait(erase).fault
+    assert caller.tier.state()["durable_blocks"] == 0 and gate.synced == {0}
 
 
 def test_what_comes_during_a_commit_shares_the_next(caller, monkeypatch):
@@ -292,62 +361,3 @@ def test_state_counts_what_happened_in_json(caller):
 def test_an_unknown_way_of_io_is_said_with_its_setting(tmp_path):
     with pytest.raises(DaemonError, match=r"nvme\.io = .*set it to \"auto\""):
         Caller(NvmeFactory(io="floppy"), tmp_path)
-
-
-# --- crashes at each step ------------------------------------------------------------------------------------
-
-PASSAGES = {"catalogue_rebuilt_before_replace": 2, "catalogue_replaced": 2, "extent_allocated": 2, "payload_written": 9}
-
-
-@pytest.mark.parametrize("point", POINTS)
-def test_after_a_crash_at_any_step_what_was_acknowledged_holds(point, tmp_path):
-    for passage in sorted({1, PASSAGES.get(point, 1)}):
-        folder = tmp_path / str(passage)
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        environment["KVTIER_FAILPOINT"] = f"{point}:kill@{passage}"
-        command = [sys.executable, "-P", __file__, str(folder)]
-        died = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-        assert died.returncode == -signal.SIGKILL, died.stderr
-        check_after_crash(folder, died.stdout)
-
-
-def check_after_crash(folder: Path, said: str) -> None:
-    caller = Caller(NvmeFactory(), folder)
-    recovered = caller.tier.recovered
-    found = dict(zip(keys_of(recovered), zip(recovered.places.tolist(), recovered.checksums.tolist())))
-    for line in said.splitlines():
-        verb, number = line.split()
-        if verb == "durable":
-            assert key_of(int(number)) in found
-        elif verb == "forgotten":
-            assert key_of(int(number)) not in found
-    numbers = {key_of(number): number for number in range(100)}
-    for key, (place, checksum) in found.items():
-        assert caller.comes_back(Stored(key, place, SLOT_UNIT, 7, 0, checksum, numbers[key]))
-    caller.tier.close()
-
-
-def life(folder: Path) -> None:
-    """Of a process that a failpoint ends: says what it was promised."""
-    caller = Caller(NvmeFactory(), folder)
-    caller.remember()
-    blocks = [caller.demote(key_of(number), number, content=number) for number in range(20)]
-    caller.flush()
-    say("durable", range(8, 20))  # the first are to be forgotten
-    caller.forget(0, 8)
-    say("forgotten", range(8))
-    caller.reopen()
-    blocks = blocks[8:] + [caller.demote(key_of(number), number - 50, content=number) for number in range(50, 58)]
-    caller.flush()
-    say("durable", range(50, 58))
-    assert all(caller.comes_back(block) for block in blocks)
-    caller.tier.close()
-
-
-def say(verb: str, numbers: range) -> None:
-    for number in numbers:
-        print(verb, number, flush=True)
-
-
-if __name__ == "__main__":
-    life(Path(sys.argv[1]))
