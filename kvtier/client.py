@@ -26,6 +26,7 @@ log = logging.getLogger("kvtier")
 RETRY_FIRST_S, RETRY_MAX_S = 0.05, 2.0  # between attempts to connect
 WELCOME_TIMEOUT_S = 5.0
 UNSENT_BYTES_MAX = 4 * 1024 * 1024  # a daemon that doesn't read is abandoned
+_NEVER = np.empty(0, np.uint32)  # instead of an answer: there is no such question
 
 
 def default_socket() -> Path:
@@ -245,9 +246,14 @@ class SchedulerClient(Client):
         """Up to n slots that were lent in advance."""
         return [self._lent.popleft() for _ in range(min(n, len(self._lent)))]
 
-    def commit(self, keys: bytes, slots: list[int], generation: int, now: float) -> None:
+    def begin(self, request: str, now: float, **of_request: Any) -> None:
+        """What is known of a request besides its keys, before it asks. `of_request`: further fields of protocol.Begin."""
+        self.send(protocol.encode(protocol.Begin(request, **of_request)), now)
+
+    def commit(self, keys: bytes, slots: list[int], generation: int, now: float, **of_request: Any) -> None:
+        """`of_request`: further fields of protocol.Commit."""
         if generation == self.generation:
-            self.send(protocol.encode(protocol.Commit(keys, pack_slots(slots))), now)
+            self.send(protocol.encode(protocol.Commit(keys, pack_slots(slots), **of_request)), now)
 
     def give_back(self, slots: list[int], generation: int, now: float) -> None:
         if generation == self.generation:
@@ -268,8 +274,8 @@ class SchedulerClient(Client):
             self._lent = deque(kept[: self._wanted])
             self.send(protocol.encode(protocol.GiveBack(pack_slots(kept[self._wanted :]))), now)
 
-    def touch(self, keys: bytes, now: float) -> None:
-        self.send(protocol.encode(protocol.Touch(keys)), now)
+    def touch(self, keys: bytes, now: float, request: str = "") -> None:
+        self.send(protocol.encode(protocol.Touch(keys, request)), now)
 
     def report(self, counts: dict[str, int], now: float) -> None:
         self.send(protocol.encode(protocol.Report(counts)), now)
@@ -326,9 +332,6 @@ class SchedulerClient(Client):
         self._lent.clear()
         self._found.clear()
         self._heard_at.clear()
-
-
-_NEVER = np.empty(0, np.uint32)
 
 
 class WorkerClient(Client):

@@ -6,14 +6,16 @@ from typing import get_args
 from kvtier import protocol
 from kvtier.block import KEY_BYTES, unpack_slots
 from kvtier.decision import Ask
-from kvtier.errors import ProtocolError
+from kvtier.errors import FrameError
+from kvtier.hints import RETURN_S_MAX, SESSION_MAX, TOOL_MAX, TTL_S_MAX, is_name
+from kvtier.session import Hints
 from kvtier.store import BlockStore
 
 log = logging.getLogger("kvtierd")
 
 FromScheduler = (
     protocol.Lookup | protocol.Release | protocol.Commit | protocol.GiveBack | protocol.Touch | protocol.Want
-    | protocol.Reset | protocol.Report | protocol.Due | protocol.Pace | protocol.Outcome
+    | protocol.Reset | protocol.Report | protocol.Due | protocol.Pace | protocol.Outcome | protocol.Begin
 )  # fmt: skip
 FROM_SCHEDULERS = get_args(FromScheduler)
 
@@ -26,14 +28,11 @@ def carry_out(store: BlockStore, engine: str, namespace: bytes, message: FromSch
         case protocol.Release():
             store.release(engine, message.lease, message.loaded, now, message.load_us / 1e6)
         case protocol.Commit():
-            slots = unpack_slots(message.slots)
-            if len(message.keys) != len(slots) * KEY_BYTES:
-                raise ProtocolError("bad_frame", "Commit has one slot a key")
-            store.commit(engine, message.keys, slots)
+            _commit(store, engine, message, now)
         case protocol.GiveBack():
             store.give_back(engine, unpack_slots(message.slots))
         case protocol.Touch():
-            store.touch(message.keys)
+            store.touch(engine, message.keys, message.request, now)
         case protocol.Want():
             store.want(engine, message.slots_wanted)
         case protocol.Reset():
@@ -47,6 +46,8 @@ def carry_out(store: BlockStore, engine: str, namespace: bytes, message: FromSch
             store.pace(engine, message.counts)
         case protocol.Outcome():
             store.outcome(engine, message.request, message.counts, now)
+        case protocol.Begin():
+            store.begin(engine, message.request, _hints(message), now)
     return b""
 
 
@@ -54,3 +55,32 @@ def _lookup(store: BlockStore, engine: str, message: protocol.Lookup, now: float
     ask = Ask(message.request, message.prompt_tokens, message.resident_tokens, message.backlog_us / 1e6, message.witness)
     slots = store.lookup(engine, message.lease, message.keys, message.skip, now, ask)
     return b"" if slots is None else protocol.encode_found(message.lease, slots.tobytes())
+
+
+def _commit(store: BlockStore, engine: str, message: protocol.Commit, now: float) -> None:
+    slots = unpack_slots(message.slots)
+    if len(message.keys) != len(slots) * KEY_BYTES:
+        raise FrameError("Commit has one slot a key")
+    if len(message.parents) not in (0, len(message.keys)):
+        raise FrameError("Commit has one parent a key, or none at all")
+    store.commit(engine, message.keys, slots, message.parents, message.request, now)
+
+
+def _hints(message: protocol.Begin) -> Hints:
+    """Names are shown to people, seconds are added to clocks: a connector has checked them, another client may not have.
+    Counts that nobody knows are those of a later connector."""
+    for name, text, characters in (("session", message.session, SESSION_MAX), ("tool", message.tool, TOOL_MAX)):
+        if text and not is_name(text, characters):
+            raise FrameError(f"Begin.{name} is no name of up to {characters} printable characters")
+    count = message.counts.get
+    return Hints(
+        message.session,
+        message.tenant,
+        message.tool,
+        end=bool(count("end")),
+        expect_return_s=min(RETURN_S_MAX, count("expect_return_ms", 0) / 1e3),
+        ttl_s=min(TTL_S_MAX, count("ttl_ms", 0) / 1e3),
+        pin=bool(count("pin")),
+        no_disk=bool(count("no_disk")),
+        no_store=bool(count("no_store")),
+    )

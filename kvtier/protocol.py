@@ -12,7 +12,7 @@ travel: the arena's descriptor goes with Welcome (SCM_RIGHTS), to workers only.
     Release    that lease is over                Lend       slots to save into
     Commit     these lent slots are blocks       Drain      worker: finish your copies, then hang up
     GiveBack   these lent slots are not used     Error      why you are disconnected
-    Touch      these were used just now          Snapshot   the answer to Ask
+    Touch      a request is over; it used these  Snapshot   the answer to Ask
     Want       so many slots I would like        Staging    a lookup's blocks are being read; have patience
                to hold                           Flushed    the answer to Flush
     Reset      nothing saved so far counts
@@ -20,6 +20,8 @@ travel: the arena's descriptor goes with Welcome (SCM_RIGHTS), to workers only.
     Ask        observer: what is there?
     Due        a request that asked could run    Explained  the answer to Explain
                now
+    Begin      what is known of a request
+               besides its keys
     Pace       how fast I am, how busy
     Outcome    what became of a request
     Flush      observer: let it survive a crash
@@ -28,7 +30,7 @@ travel: the arena's descriptor goes with Welcome (SCM_RIGHTS), to workers only.
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import msgpack
@@ -36,7 +38,7 @@ import msgpack
 from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_TYPE
 from kvtier.errors import FrameError, ProtocolError
 
-VERSION = 3
+VERSION = 4
 FRAME_BYTES_MAX = 1024 * 1024
 RECEIVE_BYTES = 64 * 1024  # of more, malloc maps and unmaps pages at every recv: 23 us instead of 2
 KEYS_MAX = 16384  # keys or slots in one message
@@ -115,6 +117,8 @@ class Lend:
 class Commit:
     keys: bytes
     slots: bytes
+    parents: bytes = b""  # one a key: the block before it, zeros where it has none; empty: no block has one
+    request: str = ""  # the engine's name for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,8 @@ class GiveBack:
 
 @dataclass(frozen=True, slots=True)
 class Touch:
-    keys: bytes
+    keys: bytes  # all its blocks that are here, in prefix order; perhaps none
+    request: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +194,15 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Begin:
+    request: str
+    session: str = ""
+    tenant: bytes = b""  # one key made from its cache_salt, or none
+    tool: str = ""  # that runs until the session's next request
+    counts: dict[str, int] = field(default_factory=dict)  # hints.Asked.counts
+
+
+@dataclass(frozen=True, slots=True)
 class Explain:
     request: str  # or "last"
     last: int  # so many of the newest
@@ -208,7 +222,7 @@ class Error:
 Message = (
     Hello | Welcome | Mapped | Workers | Lookup | Found | Release | Lend | Commit | GiveBack | Touch
     | Want | Reset | Report | Drain | Ask | Snapshot | Staging | Flush | Flushed | Due | Pace | Outcome
-    | Explain | Explained | Error
+    | Explain | Explained | Begin | Error
 )  # fmt: skip
 
 # A code is for ever: a new message gets a new one, and a changed message a new VERSION.
@@ -216,17 +230,21 @@ _CODES: dict[int, type] = {
     1: Hello, 2: Welcome, 3: Mapped, 4: Workers, 5: Lookup, 6: Found, 7: Release, 8: Lend, 9: Commit, 10: GiveBack,
     11: Touch, 12: Reset, 13: Report, 14: Drain, 15: Ask, 16: Snapshot, 17: Error, 18: Want,
     19: Staging, 20: Flush, 21: Flushed, 22: Due, 23: Pace, 24: Outcome, 25: Explain, 26: Explained,
+    27: Begin,
 }  # fmt: skip
 _CODE_OF = {kind: code for code, kind in _CODES.items()}
 _TYPES = {kind: tuple((f.name, f.type) for f in fields(kind)) for kind in _CODE_OF}
 _WHOLE = {  # bytes fields are arrays of fixed-size entries
     "keys": KEY_BYTES,
+    "parents": KEY_BYTES,
     "witness": KEY_BYTES,
+    "tenant": KEY_BYTES,
     "witness_secret": SECRET_BYTES,
     "slots": SLOT_TYPE.itemsize,
     "namespace": 1,
     "secret": SECRET_BYTES,
 }
+_SINGLE = {"witness", "tenant"}  # one entry at most
 
 
 def encode(message: Message) -> bytes:
@@ -280,7 +298,7 @@ def _check(message: str, name: str, expected: Any, value: object) -> None:
     elif expected is bytes:
         if type(value) is not bytes or len(value) % _WHOLE[name]:
             raise FrameError(f"{message}.{name} is not a whole number of {_WHOLE[name]}-byte entries")
-        if name == "witness" and len(value) > KEY_BYTES:
+        if name in _SINGLE and len(value) > KEY_BYTES:
             raise FrameError(f"{message}.{name} is no single key")
         if len(value) > KEYS_MAX * _WHOLE[name]:
             raise ProtocolError("too_many", f"{message}.{name} has more than {KEYS_MAX} entries")

@@ -4,6 +4,7 @@
     spec.py        what OffloadingConnector asks for: a manager for the scheduler process, a worker for each rank
     manager.py     scheduler process: which blocks are here, which are to be saved
     questions.py   its questions to kvtierd, and their leases
+    announcing.py  what a request's client says of it
     names.py       what vLLM and kvtierd call a block
     own_cache.py   what the engine's own cache has of a new request
     pace.py        what the engine does and how fast

@@ -12,6 +12,9 @@ that it can't be sure of is a miss. One request's way through it:
                              every rank has settled the job
     on_request_finished      its keys are touched, tail first to go, when the last save is settled
 
+What its client says of the request (announcing.py) comes with attend: kvtierd hears it before the question. A request
+that is not to be kept saves nothing, one that is not to load asks only what needn't be saved.
+
 Jobs are settled by our own tokens, not by vLLM's complete_store and complete_load: those can't say that a copy failed,
 and aren't called for jobs that a cache reset has overtaken.
 """
@@ -21,6 +24,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
+from kvtier.connectors.vllm.announcing import Announcer
 from kvtier.connectors.vllm.edge import edge
 from kvtier.connectors.vllm.names import Names
 from kvtier.connectors.vllm.own_cache import OwnCache
@@ -75,7 +79,8 @@ class KVTierManager(OffloadingManager):
         """Before any hook is called. `chunk_tokens`: the most that one step computes."""
         self._client = client
         self._save_steps = settings.count("save_steps")
-        self._questions = Questions(client, settings, self._names, self._count, self._clock)
+        self._announcer = Announcer(client, self._count)
+        self._questions = Questions(client, settings, self._names, self._announcer, self._count, self._clock)
         self._pace = Pace(chunk_tokens)
 
     @edge(lambda: None)
@@ -105,8 +110,10 @@ class KVTierManager(OffloadingManager):
         read now, while the request waits for its turn."""
         mine = self._requests[request.request_id]
         mine.request, mine.suffix = request, suffix
+        self._announcer.read(mine, request)
         now = self._clock()
         self._client.poll(now)
+        self._announcer.announce(mine, now)
         self._client.want(self._client.hello.lend, now)
         if self._own_cache is not None:
             mine.local_tokens = self._own_cache.tokens(request)
@@ -114,7 +121,7 @@ class KVTierManager(OffloadingManager):
         self._tell_pace(now)
         # Without an idea of what the engine has, the question would have blocks read that nobody needs. Where vLLM
         # ignores every cache, it won't ask either.
-        if self._own_cache is not None and not request.skip_reading_prefix_cache:
+        if self._own_cache is not None and not request.skip_reading_prefix_cache and not mine.hints.no_load:
             self._questions.ask_ahead(mine, now, backlog_s)
 
     @edge(lambda: None)
@@ -126,7 +133,7 @@ class KVTierManager(OffloadingManager):
     @edge(lambda: LookupResult.MISS)
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         mine = self._requests.get(req_context.req_id)
-        if mine is None or mine.barred:
+        if mine is None or mine.barred or mine.hints.no_load:
             return LookupResult.MISS
         # vLLM goes on to ask for every key of a request that was told RETRY; once a step is enough to look.
         if mine.retried == self._step or not self._questions.resolve(mine):
@@ -167,6 +174,9 @@ class KVTierManager(OffloadingManager):
         client = self._client
         if mine is None or mine.barred:
             return nothing
+        if mine.hints.no_store:
+            self._count("skipped_no_store", len(keys))
+            return nothing
         if not client.ready:
             self._count("skipped_away", len(keys))
             return nothing
@@ -181,8 +191,13 @@ class KVTierManager(OffloadingManager):
             fresh = fresh[: len(slots)]  # a prefix: blocks behind a hole would be of no use
         if not fresh:
             return nothing
-        packed = pack_keys(self._names.keys(mine, fresh, client.secret))
-        job = TrackedJob(mine.req_id, self._ranks, self._clock(), keys=packed, slots=slots, generation=client.generation)
+        now = self._clock()
+        self._announcer.name(mine, now)
+        job = TrackedJob(mine.req_id, self._ranks, now, slots=slots, generation=client.generation)
+        keys = self._names.keys(mine, fresh, client.secret)
+        job.keys = pack_keys(keys)
+        if client.hello.is_chain:
+            job.parents = pack_keys(self._names.parents(mine, fresh, keys, req_context))
         token = self._new_job(job)
         mine.saved.update(fresh)
         mine.saving += 1
@@ -310,7 +325,8 @@ class KVTierManager(OffloadingManager):
             self._count("failed_saves", len(job.slots))
             self._client.give_back(job.slots, job.generation, now)
         else:
-            self._client.commit(job.keys, job.slots, job.generation, now)
+            request = job.req_id[:TEXT_MAX]
+            self._client.commit(job.keys, job.slots, job.generation, now, parents=job.parents, request=request)
         if mine is not None:
             mine.saving -= 1
             self._end_if_done(mine)
@@ -319,11 +335,17 @@ class KVTierManager(OffloadingManager):
         if not mine.finished or mine.saving:
             return
         del self._requests[mine.req_id]
-        client = self._client
+        client, now = self._client, self._clock()
+        if not client.ready or mine.hints.no_store:
+            return
         here = mine.saved.union(mine.known or ())
-        if here and client.ready and mine.secret == client.secret and not mine.barred:
+        if mine.barred or mine.secret != client.secret:
+            here.clear()
+        if here or mine.told == client.generation:
+            self._announcer.announce(mine, now)
             # Made in prefix order: by the lookup, then block after block by the saves.
-            client.touch(pack_keys(key for name, key in mine.keys.items() if name in here), self._clock())
+            keys = (key for name, key in mine.keys.items() if name in here) if here else ()
+            client.touch(pack_keys(keys), now, mine.req_id[:TEXT_MAX])
 
     def _tell_pace(self, now: float) -> None:
         if now - self._paced_at >= PACE_S and self._client.ready:

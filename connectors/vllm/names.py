@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING
 
 from kvtier.connectors.vllm.spec import KVTierSpec
 from kvtier.connectors.vllm.tracked import TrackedRequest
-from vllm.v1.kv_offload.base import OffloadKey, make_offload_key
+from vllm.v1.kv_offload.base import OffloadKey, ReqContext, make_offload_key
 
-from kvtier.block import BlockKey, block_key
+from kvtier.block import KEY_BYTES, BlockKey, block_key
 from kvtier.protocol import KEYS_MAX
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
+
+NO_KEY = bytes(KEY_BYTES)
 
 
 class Names:
@@ -45,6 +47,29 @@ class Names:
             if name not in keys:
                 keys[name] = block_key(secret, name + suffix)
         return [keys[name] for name in names]
+
+    def parents(
+        self, mine: TrackedRequest, names: Sequence[OffloadKey], keys: Sequence[BlockKey], context: ReqContext
+    ) -> list[BlockKey]:
+        """Of each of these blocks, named both ways, the one before it, NO_KEY of a first one; of a model with one cache
+        group. `names` mostly follow each other."""
+        ((group, hashes_per_chunk),) = self._groups
+        tokens_per_chunk = hashes_per_chunk * self._tokens_per_hash
+        parents: list[BlockKey] = []
+        follows, before = -1, NO_KEY  # where a block ends that follows the last one, and the last one
+        for name, key in zip(names, keys):
+            end = context.get_offload_key_position(name) or 0
+            if end != follows:
+                before = self._ending_before(mine, max(0, end - 1) // tokens_per_chunk * hashes_per_chunk, group)
+            parents.append(before)
+            follows, before = end + tokens_per_chunk, key
+        return parents
+
+    def _ending_before(self, mine: TrackedRequest, hashes: int, group: int) -> BlockKey:
+        """The block that ends with so many of the request's hashes."""
+        if not hashes or mine.request is None:
+            return NO_KEY
+        return self.keys(mine, [make_offload_key(mine.request.block_hashes[hashes - 1], group)], mine.secret)[0]
 
     @staticmethod
     def witness(mine: TrackedRequest, names: Sequence[OffloadKey], secret: bytes) -> bytes:

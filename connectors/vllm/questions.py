@@ -12,6 +12,7 @@ Whoever waited too long once makes nobody wait any more, until kvtierd is heard 
 from collections.abc import Callable
 
 import numpy as np
+from kvtier.connectors.vllm.announcing import Announcer
 from kvtier.connectors.vllm.names import Names
 from kvtier.connectors.vllm.tracked import TrackedRequest
 
@@ -30,11 +31,13 @@ class Questions:
         client: SchedulerClient,
         settings: Config,
         names: Names,
+        announcer: Announcer,
         count: Callable[[str, int], None],
         clock: Callable[[], float],
     ) -> None:
         self._client = client
         self._names = names
+        self._announcer = announcer
         self._count = count
         self._clock = clock
         self._deadline_s = settings.number("lookup_deadline_ms") / 1e3
@@ -101,7 +104,7 @@ class Questions:
         if mine.lease is not None and (answer := self._client.answer(mine.lease)) is not None:
             self._take(mine, answer)
         self.release(mine)
-        if mine.known is None and not mine.barred:
+        if mine.known is None and not mine.barred and not mine.hints.no_store:
             self._ask_to_know(mine, now)
 
     def release(self, mine: TrackedRequest) -> None:
@@ -132,8 +135,10 @@ class Questions:
         request = mine.request
         if request is None or not self._client.ready:
             return
+        self._announcer.name(mine, now)
         mine.asked, covered = self._names.of(request, mine.local_tokens)
         keys = self._names.keys(mine, mine.asked, self._client.secret)
+        witness = self._names.witness(mine, mine.asked, self._client.witness_secret)
         lease = self._client.lookup(
             pack_keys(keys),
             covered,
@@ -142,7 +147,7 @@ class Questions:
             prompt_tokens=request.num_tokens,
             resident_tokens=mine.local_tokens,
             backlog_us=round(backlog_s * 1e6),
-            witness=self._names.witness(mine, mine.asked, self._client.witness_secret),
+            witness=b"" if mine.hints.no_store else witness,  # kvtierd keeps it
         )
         self._note_lease(mine, now, lease)
 
@@ -150,6 +155,7 @@ class Questions:
         """As `_ask`, of blocks that need not be loaded: nothing is to be staged."""
         if mine.request is None or not self._client.ready:
             return
+        self._announcer.announce(mine, now)
         mine.asked, _ = self._names.of(mine.request, mine.local_tokens)
         keys = self._names.keys(mine, mine.asked, self._client.secret)
         self._note_lease(mine, now, self._client.lookup(pack_keys(keys), len(keys), now))

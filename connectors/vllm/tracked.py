@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vllm.v1.kv_offload.base import OffloadKey
 
 from kvtier.block import BlockKey
+from kvtier.hints import NOTHING, Asked
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -17,6 +18,9 @@ class TrackedRequest:
     req_id: str
     request: "Request | None" = None
     suffix: bytes = b""  # what tells its blocks apart beyond vLLM's hash: the content of a LoRA adapter
+    hints: Asked = NOTHING  # what its client says of it
+    salt: str = ""  # of whose it is: its cache_salt
+    told: int = 0  # generation of the daemon that has heard of it by its name
     barred: bool = False  # neither loads nor saves: a load failed, or its KV is from before a reset
     lease: int | None = None
     generation: int = 0  # of the lease
@@ -43,6 +47,7 @@ class TrackedJob:
     ordered_at: float
     lease: int | None = None  # of a load
     keys: bytes = b""  # of a save, packed
+    parents: bytes = b""  # of these keys; empty where blocks are no chain
     slots: list[int] = field(default_factory=list)
     generation: int = 0
     failed: bool = False

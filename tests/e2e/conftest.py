@@ -127,6 +127,15 @@ def with_kvtier_unjoined(kvtierd: KVTierd) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def shared_engine(engine_log_dir: Path, tiny_llama_path: Path, with_kvtier_unjoined: dict[str, Any]) -> Iterator[Engine]:
+    """tiny_llama with blocks of 32 tokens beside `kvtierd`, for tests that leave it as they found it. Prompts that one test
+    uses no other does, or under another salt."""
+    engine = Engine(tiny_llama_path, connector=with_kvtier_unjoined, block_size=32, log=engine_log_dir / "shared.log")
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="session")
 def real_dtype() -> str:
     """What this CPU multiplies at speed."""
     return models.fastest_dtype()

@@ -22,8 +22,8 @@ def _prompt(seed: int, length: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def engine(start_engine, tiny_llama_path, with_kvtier_unjoined) -> Engine:
-    return start_engine(tiny_llama_path, connector=with_kvtier_unjoined, block_size=BLOCK)
+def engine(shared_engine) -> Engine:
+    return shared_engine
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ def _prompt(seed: int, length: int = 300) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def first(start_engine, tiny_llama_path, with_kvtier_unjoined) -> Engine:
-    return start_engine(tiny_llama_path, connector=with_kvtier_unjoined, block_size=BLOCK)
+def first(shared_engine) -> Engine:
+    return shared_engine
 
 
 @pytest.fixture(scope="module")

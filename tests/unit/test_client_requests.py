@@ -7,6 +7,7 @@ import pytest
 from kvtierd import KVTierd, eventually, scheduler_hello, some_keys, worker_hello
 
 from kvtier import observer
+from kvtier.block import BELOW
 from kvtier.client import SchedulerClient, WorkerClient
 
 
@@ -58,3 +59,20 @@ def test_a_request_that_is_due_makes_the_daemons_silence_count_from_then(kvtierd
 def test_witnesses_have_a_secret_that_is_not_the_keys(scheduler):
     assert len(scheduler.witness_secret) == 32
     assert scheduler.witness_secret != scheduler.secret
+
+
+def test_what_is_known_of_a_request_is_heard_from_its_beginning_to_its_end(kvtierd, scheduler):
+    known = {"session": "a chat", "tenant": some_keys(1, "tenant"), "tool": "search", "counts": {"ttl_ms": 60_000}}
+    scheduler.begin("with a name", 1.0, **known)
+    keys = some_keys(2, "of a chat")
+    lease = scheduler.lookup(keys, 0, 1.0, request="with a name", prompt_tokens=40)
+    eventually(lambda: scheduler.poll(1.0) or scheduler.answer(lease) is not None)
+    scheduler.release(lease, 0, 1.0)
+    of_request = {"parents": bytes(16) + keys[:16], "request": "with a name"}
+    scheduler.commit(keys, scheduler.borrow(2), scheduler.generation, 1.0, **of_request)
+    scheduler.touch(keys, 1.0, "with a name")
+    lease = scheduler.lookup(keys, 0, 1.0)
+    eventually(lambda: scheduler.poll(1.0) or scheduler.answer(lease) is not None)
+    assert (scheduler.answer(lease) < BELOW).all()
+    scheduler.release(lease, 0, 1.0)
+    assert kvtierd.counter("protocol_errors") == 0

@@ -23,9 +23,9 @@ ONE_OF_EACH = [
     protocol.Found(1, b"\1\0\0\0\xff\xff\xff\xff"),
     protocol.Release(1, 2),
     protocol.Lend(b"\1\0\0\0"),
-    protocol.Commit(b"k" * 16, b"\1\0\0\0"),
+    protocol.Commit(b"k" * 16, b"\1\0\0\0", b"p" * 16, "request"),
     protocol.GiveBack(b"\1\0\0\0"),
-    protocol.Touch(b"k" * 16),
+    protocol.Touch(b"k" * 16, "request"),
     protocol.Reset(),
     protocol.Report({"skipped_no_slot": 3}),
     protocol.Drain(),
@@ -41,6 +41,7 @@ ONE_OF_EACH = [
     protocol.Outcome("request", {"ttft_us": 250_000}),
     protocol.Explain("last", 3),
     protocol.Explained({"decisions": ({"request": "a"},)}),
+    protocol.Begin("request", "a chat", b"t" * 16, "search", {"end": 1}),
 ]
 
 
@@ -78,7 +79,7 @@ def test_a_frame_is_a_little_endian_length_and_a_msgpack_array_of_code_and_field
 
 
 def test_the_codes_on_the_wire_never_change():
-    assert [code_of(type(message)) for message in ONE_OF_EACH] == list(range(1, 27))
+    assert [code_of(type(message)) for message in ONE_OF_EACH] == list(range(1, 28))
 
 
 @pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda m: type(m).__name__)
@@ -127,7 +128,8 @@ def test_where_a_stream_is_cut_makes_no_difference(said, data):
 
 def test_the_largest_lookup_and_its_answer_fit_a_frame():
     lookup = protocol.Lookup(1, bytes(KEY_BYTES * protocol.KEYS_MAX), 0)
-    commit = protocol.Commit(bytes(KEY_BYTES * protocol.KEYS_MAX), bytes(4 * protocol.KEYS_MAX))
+    full = bytes(KEY_BYTES * protocol.KEYS_MAX)
+    commit = protocol.Commit(full, bytes(4 * protocol.KEYS_MAX), full, "r" * protocol.TEXT_MAX)
     assert hear(protocol.encode(lookup), protocol.encode(commit)) == [lookup, commit]
 
 
@@ -162,7 +164,7 @@ def test_an_array_that_claims_more_entries_than_it_has_bytes_is_refused():
         protocol.decode(b"\xdd\xff\xff\xff\xff")
 
 
-@pytest.mark.parametrize("value", [None, 15, "Ask", {}, [], [0], [27], [True], ["15"], [[15]], [15.0], [-1]])
+@pytest.mark.parametrize("value", [None, 15, "Ask", {}, [], [0], [28], [True], ["15"], [[15]], [15.0], [-1]])
 def test_a_value_that_is_no_array_with_a_known_code_is_no_message(value):
     with pytest.raises(FrameError, match="not a message"):
         protocol.decode(msgpack.packb(value))
@@ -189,7 +191,9 @@ ENTRY_BYTES = {
     "slots": 4,
     "secret": SECRET_BYTES,
     "namespace": 1,
+    "parents": KEY_BYTES,
     "witness": KEY_BYTES,
+    "tenant": KEY_BYTES,
     "witness_secret": SECRET_BYTES,
 }
 
@@ -217,7 +221,7 @@ def test_a_wrong_field_is_refused_by_its_name(message, name, value):
     assert raised.value.code == "bad_frame"
 
 
-@pytest.mark.parametrize("name", ["keys", "slots"])
+@pytest.mark.parametrize("name", ["keys", "slots", "parents"])
 def test_more_keys_or_slots_than_the_limit_are_too_many(name):
     message = protocol.Commit(b"", b"")
     full = bytes(ENTRY_BYTES[name] * protocol.KEYS_MAX)
@@ -227,11 +231,21 @@ def test_more_keys_or_slots_than_the_limit_are_too_many(name):
     assert raised.value.code == "too_many"
 
 
-def test_a_witness_is_one_key_or_none():
+def test_a_witness_or_a_tenant_is_one_key_or_none():
     lookup = protocol.Lookup(1, b"k" * 16, witness=b"w" * 16)
     assert hear(changed(lookup, "witness", b"")) == [protocol.Lookup(1, b"k" * 16)]
     with pytest.raises(FrameError, match=r"Lookup\.witness is no single key"):
         hear(changed(lookup, "witness", b"w" * 32))
+    begin = protocol.Begin("request", tenant=b"t" * 16)
+    assert hear(changed(begin, "tenant", b"")) == [protocol.Begin("request")]
+    with pytest.raises(FrameError, match=r"Begin\.tenant is no single key"):
+        hear(changed(begin, "tenant", b"t" * 32))
+
+
+def test_a_request_about_which_nothing_more_is_known_takes_no_more_than_before():
+    assert protocol.Commit(b"", b"") == protocol.Commit(b"", b"", b"", "")
+    assert protocol.Touch(b"") == protocol.Touch(b"", "")
+    assert protocol.Begin("request").counts == {}
 
 
 @pytest.mark.parametrize(
@@ -290,7 +304,7 @@ plain = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats
 anything = plain | st.lists(plain, max_size=3) | st.dictionaries(short, plain, max_size=3)
 
 
-@given(st.integers(0, 22), st.lists(anything, max_size=8))
+@given(st.integers(0, 28), st.lists(anything, max_size=8))
 def test_any_values_under_any_code_are_heard_or_refused(code, values):
     refuse_or_hear(framed(code, *values))
 
