@@ -22,6 +22,14 @@ The nouns. No others exist without standing here:
     Client      a socket peer: an engine's scheduler, an engine's worker, or an observer such as tier-stats
     Engine      the scheduler and the workers of one running engine. What it holds goes back when the last of them is gone
     Lease       an engine's right to read placements; ends by release, or with the engine
+    Session     a conversation: its keys in prefix order, its requests, its state, when it is expected back
+    Lineage     which sessions have which keys. Where a session parted from another, what they share is its trunk
+    Hint        what a client says of its session with a request. Nothing of it need be true
+    Tenant      whose sessions they are: 16 bytes made from a request's salt. Its Origin tells who saved a block first
+    Category    sessions that are learnt together. Returns: when those of a category come back
+    Queue       blocks in the order in which they are to go; a Ranking says what the first of each is worth
+    Policy      which block leaves RAM when room is needed: of the leaves of all queues the one worth least
+    Pin         a user's wish that a session stays in RAM
     Transfer    one order to the tier below the arena, and its end. The Mover hands them over
     Link        one tier's way to where its blocks are needed: its queue exactly, its latency and bandwidth learnt
     Prefill     how long an engine computes prompt tokens, learnt from its steps. Its Pace is what it says of that
@@ -37,21 +45,23 @@ The nouns. No others exist without standing here:
 The verbs: *save* and *load* (engine to arena, arena to engine); *demote* and *promote* (arena to drives and back);
 *stage*: promote for a lookup that waits; *hold out*: serve a request without loads, to see what others gain; *evict*
 drops a placement; *lend*, *commit* and *give back* slots; *close* a slab that another size needs; *reclaim* an extent;
-*lookup* and *release* leases.
+*lookup* and *release* leases; *announce* a return, *fetch ahead* of it; *park* a session: let it leave RAM; *forget* it:
+remove it from every tier, *wipe* its slots and *erase* its places.
 
-Layers; a file imports only from lower ones. What decides, layers 0 to 6, is pure: no clock, no randomness, no I/O.
+Layers; a file imports only from lower ones. What decides, layers 0 to 7, is pure: no clock, no randomness, no I/O.
 
     0  errors block
-    1  index arena policy stats protocol config transfer admission estimators guard ghosts
-    2  ram extents cost
-    3  demotion staging decision
-    4  lower deciding
-    5  leases
-    6  store
-    7  client observer listener members failpoint dispatch decision_log
-    8  tiers replay calibration
-    9  mover server measuring experience
-    10  daemon cli
+    1  index arena policy stats protocol config transfer admission estimators guard ghosts hints returns
+    2  ram extents cost lineage ranking s3fifo arc
+    3  demotion staging decision session
+    4  lower deciding categories expecting pins
+    5  leases forgetting listing standing
+    6  lending retention
+    7  store
+    8  client observer listener members failpoint dispatch decision_log
+    9  tiers replay calibration admin
+    10  mover server measuring experience
+    11  daemon cli
 """
 
 __version__ = "0.1.0"

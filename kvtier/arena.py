@@ -66,6 +66,10 @@ class Slots:
         step = size // SLOT_UNIT
         return range(first, first + self.slab_bytes // size * step, step)
 
+    def has_free(self, size: int) -> bool:
+        """Whether one of this size can be taken at once."""
+        return bool(self._free.get(size)) or bool(self._unassigned)
+
     def is_free(self, slot: int) -> bool:
         return slot in self._free.get(self.size_of(slot), ())
 

@@ -30,6 +30,7 @@ MODES = ("decide", "always", "shadow")
 KEPT = 4096  # records, open ones included
 OPEN_MAX = 8192  # requests whose outcome is not known yet
 ENGINE_LATENCY_S, ENGINE_BYTES_PER_S = 0.02, 8e9  # arena to engine, until it was measured: a step, and a memory copy
+WEIGHED_TOKENS = 8192  # what a token of a prompt of this length takes stands for all
 WASTE_SHARE, WASTE_BURST_S = 0.1, 5.0  # of an engine's time may go into computing what was given up while it came
 
 Asker = tuple[str, int]  # engine, lease
@@ -91,6 +92,16 @@ class Decisions:
 
     def prefill(self, engine: str) -> Prefill:
         return self._engines[engine].prefill
+
+    def seconds_a_byte(self, engine: str, token_bytes: float) -> dict[bool, float]:
+        """What a byte in RAM saves when it is read: computing it, or reading it from the drives where they have it too.
+        Empty while nobody knows."""
+        prefill = self._engines[engine].prefill
+        if not prefill.is_calibrated:
+            return {}
+        computed = prefill.seconds(0, WEIGHED_TOKENS) / WEIGHED_TOKENS / token_bytes
+        fetched = computed if self.drives is None else 1 / self.drives.bytes_per_s
+        return {False: computed, True: min(computed, fetched)}
 
     def loaded(self, engine: str, n: int, seconds: float) -> None:
         """It has loaded so many bytes in so many seconds."""

@@ -8,12 +8,15 @@ go first. What is written stays pinned in RAM until it is; so much at a time, th
                                  ^             |
                                  '-- failed ---'
 
+What its session wants on no disk, or what is over, is not written. What is forgotten by wish while it is written is
+left behind: its place holds bytes that are to be erased.
+
 A conversation that returned: when a request ends, all its blocks are named. If half of them had been used before, the
 others, which are new, are taken to be worth as much.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -42,6 +45,9 @@ class Demotions:
         self._bytes = 0
         self._bytes_max = min(WRITING_BYTES_MAX, int(ram.slots.capacity * WRITING_SHARE))
         self._awaited: dict[int, set[BlockKey]] = {}  # flush -> candidates that it waits for
+        self._unwanted: set[BlockKey] = set()  # of what is written, by wish
+        self.left_behind: list[tuple[BlockKey, int]] = []  # blocks that were written though nobody wants them; places
+        self.is_over: Callable[[int], bool] = lambda slot: False  # whoever knows of sessions says so
 
     @property
     def waiting(self) -> int:
@@ -70,6 +76,14 @@ class Demotions:
         """All its blocks that are in RAM."""
         if len(slots) and np.count_nonzero(self._used_again[slots]) >= RETURNED_SHARE * len(slots):
             self.used_again(slots)
+
+    def hurry(self, slots: np.ndarray) -> None:
+        """Their sessions are not to come back soon: they are written first."""
+        for slot in slots.tolist():
+            key = self._ram.index.key(slot)
+            self._used_again[slot] = True
+            if key not in self._extents and key not in self._writing:
+                self._again.appendleft(key)
 
     def promoted(self, slot: int) -> None:
         """A block came back from the drives: it was used again."""
@@ -107,6 +121,10 @@ class Demotions:
             if self._bytes and self._bytes + size > self._bytes_max:
                 return None
             refusal = self.budget.refusal(size, bool(self._used_again[slot]), now)
+            if self._ram.stays[slot]:
+                refusal = "refused_no_disk"
+            elif self.is_over(slot):
+                refusal = "refused_ended"
             if size > self._extents.extent_bytes:
                 refusal = "refused_too_large"
             if refusal:
@@ -123,29 +141,51 @@ class Demotions:
 
     def _begin(self, ticket: int, key: BlockKey, slot: int, place: int, size: int) -> Demote:
         namespace = self._ram.index.namespace(slot)
-        demote = Demote(ticket, key, slot, place, size, namespace, self._epochs[namespace])
+        demote = Demote(ticket, key, slot, place, size, namespace, self._epochs[namespace], self._origin(slot))
         self._ram.pin(np.array([slot]))
         self._writing[key] = demote
         self._bytes += size
         self.budget.spend(size)
         return demote
 
+    def _origin(self, slot: int) -> bytes:
+        origin = self._ram.origin[slot]
+        return origin.tobytes() if origin.any() else b""
+
     def finished(self, demote: Demote, done: Finished) -> None:
+        """It is on the drives; or it isn't, and is tried again later, or is wanted no more."""
         del self._writing[demote.key]
         self._bytes -= demote.size
         self._ram.unpin(np.array([demote.slot]))
-        if done.fault:
-            self._extents.give_up(demote.place)
+        if demote.key in self._unwanted:
+            self._unwanted.discard(demote.key)
+            self._extents.give_up(demote.place, demote.origin)
+            self.left_behind.append((demote.key, demote.place))
+            self._handled(demote.key)
+        elif done.fault:
+            self._extents.give_up(demote.place, demote.origin)
             self._stats.add("failed_demotions")
             self._retry(demote)
         elif self._epochs[demote.namespace] != demote.epoch:  # reset meanwhile; it may have been saved anew since
-            self._extents.give_up(demote.place)
+            self._extents.give_up(demote.place, demote.origin)
             self._retry(demote)
         else:
-            self._extents.add(demote.place, demote.key, demote.namespace, done.checksum)
+            self._extents.add(demote.place, demote.key, demote.namespace, done.checksum, demote.origin)
+            slot = int(self._ram.index.find(demote.key)[0])
+            if slot != ABSENT:
+                self._ram.note_below(slot, True)
             self._stats.add("demoted_blocks")
             self._stats.add("demoted_bytes", demote.size)
             self._handled(demote.key)
+
+    def is_writing(self, key: BlockKey) -> bool:
+        return key in self._writing
+
+    def forget_key(self, key: BlockKey) -> bool:
+        """Nobody wants it written any more. Whether it is being written now."""
+        if key in self._writing:
+            self._unwanted.add(key)
+        return key in self._writing
 
     def _retry(self, demote: Demote) -> None:
         """Later, at another place: behind all others."""

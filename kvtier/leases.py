@@ -23,6 +23,7 @@ from kvtier.stats import Stats
 LEASES_MAX = 4096  # open leases of one engine
 
 Answer = tuple[str, int, np.ndarray]  # engine, lease, slots
+Queues = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,10 @@ class Kind:
     block_tokens: int
     is_chain: bool  # each is of use only together with all before it
 
+    @property
+    def shape(self) -> tuple[int, int, bool]:
+        return self.slot_bytes, self.block_tokens, self.is_chain
+
 
 @dataclass
 class _Lease:
@@ -40,6 +45,7 @@ class _Lease:
     kind: Kind
     skip: int = 0  # so many of the first the engine has itself
     in_ram: int = 0  # behind these: so many were in RAM when it was opened
+    queues: Queues | None = None  # where its blocks stand in RAM while it is open
 
 
 class Leases:
@@ -59,15 +65,18 @@ class Leases:
 
     # --- events ----------------------------------------------------------------------------------------------
 
-    def lookup(self, asker: Asker, keys: bytes, kind: Kind, *, skip: int, ask: Ask, now: float) -> np.ndarray | None:
-        """As BlockStore.lookup has it."""
+    def lookup(
+        self, asker: Asker, keys: bytes, kind: Kind, queues: Queues | None, *, skip: int, ask: Ask, now: float
+    ) -> np.ndarray | None:
+        """As BlockStore.lookup has it. `queues`: where its blocks are to stand in RAM, see Ram.use."""
         slots = self._ram.index.find(keys)
         here = slots[slots != ABSENT].astype(np.intp)
         self._stats.add("lookups")
         self._stats.add("lookup_keys", len(slots))
         self._stats.add("found_keys", len(here))
         wanted = self._below(keys, slots, kind, skip)
-        self._ram.lru.touch(here)
+        if queues is not None:
+            self._ram.use(here, queues)
         if self.lower is not None:
             self.lower.demotions.used_again(here)
         in_ram = 0
@@ -78,7 +87,7 @@ class Leases:
             wanted = self._cut(slots, wanted, tier, matched, skip, kind)
             here = slots[slots < BELOW].astype(np.intp)
         if len(here) or wanted:
-            wanted = self._open(asker, _Lease(here, kind, skip, in_ram), slots, wanted)
+            wanted = self._open(asker, _Lease(here, kind, skip, in_ram, queues), slots, wanted)
         if not wanted:
             self._offered(asker, slots, _Lease(here, kind, skip, in_ram), now)
             return slots
@@ -203,8 +212,9 @@ class Leases:
         here = np.flatnonzero(answer < BELOW)
         gone = [i for i in here.tolist() if not self._ram.index.holds(int(answer[i]))]  # dropped while it waited
         answer[gone] = ABSENT
-        self._ram.lru.touch(answer[answer < BELOW].astype(np.intp))
         lease = self._of[asker[0]][asker[1]]
+        if lease.queues is not None:
+            self._ram.use(answer[answer < BELOW].astype(np.intp), lease.queues)
         self._offered(asker, answer, lease, now, reason)
         self._answers.append((*asker, answer))
 
@@ -220,19 +230,10 @@ class Leases:
         """Marks in `slots` what only the tier below has. Returns what of it is to be staged."""
         if self.lower is None or not len(self.lower.extents) or not len(slots):
             return []
-        missing = np.flatnonzero(slots == ABSENT)
-        places = self.lower.extents.find(np.frombuffer(keys, f"V{KEY_BYTES}")[missing].tobytes())
-        is_below = places != ABSENT
-        slots[missing[is_below]] = BELOW
-        self.lower.extents.touch(places[is_below])
-        self._stats.add("found_below_keys", int(is_below.sum()))
-        holes = missing[~is_below & (missing >= skip)]
-        end = int(holes[0]) if kind.is_chain and len(holes) else len(slots)  # behind a hole nothing is of use
-        return [
-            (position, keys[position * KEY_BYTES : (position + 1) * KEY_BYTES], place, kind.slot_bytes)
-            for position, place in zip(missing.tolist(), places.tolist())
-            if place != ABSENT and skip <= position < end
-        ]
+        wanted, places = self.lower.wanted(keys, slots, skip, kind.is_chain)
+        self.lower.extents.touch(places)
+        self._stats.add("found_below_keys", len(places))
+        return wanted
 
     def _pin(self, slots: np.ndarray, slot_bytes: int) -> None:
         self._ram.pin(slots)

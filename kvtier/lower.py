@@ -2,21 +2,25 @@
 
 Remember  -->  Demote  (demotion.py)   only after the namespace was remembered
 Forget    <--  an extent is reclaimed  (extents.py), and may be filled again when that has finished
+Erase     <--  a place is to be overwritten (forgetting.py), when no read of it is under way; tried until it is done
 Promote        (staging.py)
 Flush          when everything that was waiting has been written or refused
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
 
 from kvtier.admission import Budget
+from kvtier.block import ABSENT, BELOW, KEY_BYTES, BlockKey
 from kvtier.demotion import Demotions
 from kvtier.estimators import Link
 from kvtier.extents import Extents
 from kvtier.ram import Ram
-from kvtier.staging import Staging
+from kvtier.staging import Staging, Wanted
 from kvtier.stats import Stats
-from kvtier.transfer import Demote, Finished, Flush, Forget, Promote, Remember, Transfer
+from kvtier.transfer import Demote, Erase, Finished, Flush, Forget, Promote, Remember, Transfer
 
 MOVES_MAX = 1024  # reads and writes that begin no more while so much is under way; a tier takes more
 
@@ -33,6 +37,9 @@ class Lower:
         self._under_way: dict[int, Transfer] = {}
         self._remember: dict[bytes, tuple[int, int]] = {}  # digest -> number, epoch; not yet ordered
         self._forget: list[tuple[int, int]] = []  # reclaimed extents; not yet ordered
+        self._to_erase: list[int] = []  # places; not yet ordered
+        self._erasing: set[int] = set()  # these, and those that are ordered
+        self._gave_up: dict[BlockKey, tuple[int, int]] = {}  # written though forgotten -> the place and its bytes
         self._flush_of: dict[int, int] = {}  # ticket -> flush
         self.flushed: list[tuple[int, bool]] = []  # flushes that are over; whether everything survives a crash now
 
@@ -57,12 +64,14 @@ class Lower:
             self._forget.append((first, end))
             self._stats.add("forgotten_blocks", len(keys))
             self.demotions.forgotten(keys)
+            self._stats.add("dropped_orphans", self._ram.lost_below(keys))
             for key in keys:
                 if key not in self._ram.index:
                     self._ram.ghosts.add(key, "its room on the drives was needed")
         for first, end in self._forget:
             yield self._order(Forget(next(self._tickets), first, end))
         self._forget.clear()
+        yield from self._erasures()
         yield from self._drain(lambda ticket: self.demotions.next(ticket, now))
         if self.demotions.is_awaited and any(isinstance(order, Remember) for order in self._under_way.values()):
             return  # should it fail, blocks would be durable of a namespace that isn't, which is nothing
@@ -71,14 +80,34 @@ class Lower:
             self._flush_of[order.ticket] = flush
             yield self._order(order)
 
+    def _erasures(self) -> Iterator[Transfer]:
+        later = []
+        for place in self._to_erase:
+            if self.staging.is_reading(place) or len(self._under_way) >= MOVES_MAX:
+                later.append(place)
+            else:
+                yield self._order(Erase(next(self._tickets), place, self.extents.size(place)))
+        self._to_erase = later
+
     def finished(self, done: Finished, now: float) -> None:
         order = self._under_way.pop(done.ticket)
         if isinstance(order, Demote):
             self.demotions.finished(order, done)
+            self._erase_left_behind()
+        elif isinstance(order, Erase):
+            if done.fault:
+                self._to_erase.append(order.place)
+            else:
+                self._erasing.discard(order.place)
+                self.extents.erased(order.place)
+                self.extents.let_go(order.place)
+                self._stats.add("erased_blocks")
         elif isinstance(order, Promote):
             slot = self.staging.finished(order, done, now)
             if slot is not None:
                 self.demotions.promoted(slot)
+            elif done.fault == "corrupt" and int(self.extents.find(order.key)[0]) == order.place:
+                self.erase(order.place)
         elif isinstance(order, Forget):
             if done.fault:
                 self._forget.append((order.first, order.end))
@@ -89,6 +118,81 @@ class Lower:
                 self._remember[order.digest] = (order.namespace, order.epoch)
         else:
             self.flushed.append((self._flush_of.pop(order.ticket), not done.fault))
+
+    # --- what is fetched before somebody asks, and what is forgotten -------------------------------------------------
+
+    def fetch(self, keys: bytes, is_chain: bool, due: float, worth: float) -> int:
+        """Read what of these is only here into RAM: as Staging.begin_ahead has it."""
+        wanted, _ = self.wanted(keys, self._ram.index.find(keys), 0, is_chain)
+        return self.staging.begin_ahead(wanted, due, worth)
+
+    def wanted(self, keys: bytes, slots: np.ndarray, skip: int, is_chain: bool) -> tuple[list[Wanted], np.ndarray]:
+        """Of these packed keys, what only this tier has, behind the first `skip`; and where all that only it has lies.
+        `slots`: where RAM has them; what is here is marked there as BELOW. In a chain what stands behind a hole is of no
+        use."""
+        missing = np.flatnonzero(slots == ABSENT)
+        places = self.extents.find(np.frombuffer(keys, f"V{KEY_BYTES}")[missing].tobytes())
+        is_below = places != ABSENT
+        slots[missing[is_below]] = BELOW
+        holes = missing[~is_below & (missing >= skip)]
+        end = int(holes[0]) if is_chain and len(holes) else len(slots)
+
+        def key(position: int) -> bytes:
+            return keys[position * KEY_BYTES : (position + 1) * KEY_BYTES]
+
+        wanted = [
+            Wanted(at, key(at), key(at - 1) if is_chain and at else b"", place, self.extents.size(place))
+            for at, place in zip(missing.tolist(), places.tolist())
+            if place != ABSENT and skip <= at < end
+        ]
+        return wanted, places[is_below]
+
+    def of_origin(self, session_tag: bytes, tenant_tag: bytes) -> list[int]:
+        """Places of blocks that such a session, or such a tenant, was the first to save."""
+        return self.extents.of_origin(session_tag, tenant_tag).tolist()
+
+    def drop(self, keys: Iterable[BlockKey]) -> None:
+        """These are not wanted any more, nor after a restart."""
+        for key in keys:
+            place = int(self.extents.find(key)[0])
+            if place != ABSENT:
+                self._stats.add("forgotten_blocks")
+                self.erase(place)
+
+    def forget_keys(self, keys: Iterable[BlockKey]) -> tuple[list[BlockKey], list[int]]:
+        """They are forgotten by wish. Those that are being written now, and the slots of those that are being read."""
+        writing, reading = [], []
+        for key in keys:
+            if self.demotions.forget_key(key):
+                writing.append(key)
+            if (slot := self.staging.forget_key(key)) is not None:
+                reading.append(slot)
+        return writing, reading
+
+    def erase(self, place: int) -> None:
+        """Overwrite what is there, of a block that is wanted no more."""
+        if place in self._erasing:
+            return
+        if self.extents.holds(place):
+            key = self.extents.key(place)
+            self.extents.drop(place)
+            self._ram.lost_below([key])
+        self.extents.hold(place)
+        self._erasing.add(place)
+        self._to_erase.append(place)
+
+    def is_erasing(self, place: int) -> bool:
+        return place in self._erasing
+
+    def given_up(self, keys: Iterable[BlockKey]) -> list[tuple[int, int]]:
+        """Places and bytes of those of these that had been written though they were forgotten; they are being erased."""
+        return [given_up for key in keys if (given_up := self._gave_up.pop(key, None)) is not None]
+
+    def _erase_left_behind(self) -> None:
+        for key, place in self.demotions.left_behind:
+            self._gave_up[key] = place, self.extents.size(place)
+            self.erase(place)
+        self.demotions.left_behind.clear()
 
     def snapshot(self, now: float) -> dict[str, object]:
         """As JSON values: bytes, counts, bytes per day."""
@@ -106,7 +210,7 @@ class Lower:
     @property
     def is_idle(self) -> bool:
         """Nothing is under way and nothing waits."""
-        return not (self._under_way or self.demotions.waiting or self._remember or self._forget)
+        return not (self._under_way or self.demotions.waiting or self._remember or self._forget or self._to_erase)
 
     def _drain(self, following: Callable[[int], Transfer | None]) -> Iterator[Transfer]:
         while len(self._under_way) < MOVES_MAX:

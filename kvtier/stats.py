@@ -29,6 +29,12 @@ COUNTERS: dict[str, str] = {
     "missed_timed_out": "such requests: the blocks did not come in time",
     "missed_tier_off": "such requests: the tier was slower than computing in the last minute",
     "missed_hold_out": "such requests: cost.holdout of them go without, to see what the others gain",
+    "refused_orphans": "blocks not kept: the block before them is nowhere, so they would be of no use",
+    "refused_forgotten": "blocks not kept: their session was forgotten by wish while they were saved",
+    "refused_no_disk": "blocks not written to NVMe: their session wants them on no disk (max_tier)",
+    "refused_ended": "blocks not written to NVMe: their session is over, or went on without them",
+    "dropped_orphans": "blocks dropped from RAM because what comes before them was forgotten on NVMe",
+    "erased_blocks": "blocks overwritten on NVMe because their session was forgotten by wish",
     "forgotten_blocks": "blocks on NVMe that made room for others",
     "corrupt_blocks": "blocks on NVMe whose bytes were not those that were written: misses, and forgotten",
     "failed_promotions": "reads that the drive could not carry out: misses",
@@ -40,11 +46,13 @@ COUNTERS: dict[str, str] = {
     "refused_too_large": "blocks not written to NVMe: larger than an extent; raise nvme.capacity",
     "reset_blocks": "blocks dropped because an engine reset its cache (a weight update does)",
     "skipped_no_slot": "blocks not saved: no slot was lent to the engine in time",
+    "skipped_no_store": "blocks not saved: their client asked so",
     "skipped_away": "blocks not saved: kvtierd was not connected",
     "failed_saves": "blocks not saved: the engine's worker could not copy them",
     "failed_loads": "loads that the engine's worker could not carry out; their tokens were computed instead",
     "lookups_late": "lookups that were not answered before connector.lookup_deadline_ms and became misses",
     "lookups_inline": "lookups answered within the scheduling step that asked",
+    "hints_ignored": "hints of requests that were wrong or unknown; the log names each kind once",
     "connector_faults": "unexpected errors caught at the engine's edge; the engine went on without kvtier",
     "clients_joined": "connections that said hello",
     "clients_refused": "connections refused: other user, other version, too many",
@@ -54,7 +62,9 @@ COUNTERS: dict[str, str] = {
 
 # What a connector may report of itself; the rest only the daemon counts.
 REPORTED = frozenset(
-    name for name in COUNTERS if name.startswith(("skipped_", "failed_", "lookups_")) or name == "connector_faults"
+    name
+    for name in COUNTERS
+    if name.startswith(("skipped_", "failed_", "lookups_")) or name in ("hints_ignored", "connector_faults")
 )
 
 

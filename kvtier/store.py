@@ -7,27 +7,29 @@
     due, pace, outcome        what the engine says for decisions (decision.py)
     lends                     (after any event)                                  slots to lend, by engine
     commit, give_back         a lent slot becomes a block, or is free again
-    touch                     these were used just now
+    begin, touch              what a client says of a request; a request is over, and these are its blocks
     reset                     nothing of this namespace is served again
     transfers, finished       what the tier below is to do, and did              orders for it
     flush                     what is here is to survive a crash                 later: flushed
+    wipes, wiped              slots that are to be overwritten with zeros, and were
 
 Where a slot is: ram.py. Lookups and leases, and time that passes for them: leases.py. What goes to the drives:
-demotion.py. What comes back from there: staging.py.
+demotion.py. What comes back from there: staging.py. What goes first, and all that is done because of sessions:
+retention.py.
 
-Who may write a slot: the engine that it is lent to. So a slot comes back from an engine only when all its processes
-are gone or have said that no copy of theirs runs: `leave` is the caller's word for that. A deadline is not a
-cancellation, and a lease has none.
+What is lent: lending.py. That all processes of an engine are gone, or that no copy of theirs runs, `leave` is the
+caller's word for.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from kvtier.admission import Budget
-from kvtier.block import ABSENT, slot_bytes_for, unpack_keys
+from kvtier.arc import Arc
+from kvtier.block import ABSENT, KEY_BYTES, SLOT_UNIT, BlockKey, slot_bytes_for, unpack_keys
 from kvtier.deciding import Decisions
 from kvtier.decision import Ask
 from kvtier.errors import OrderError, ProtocolError
@@ -35,24 +37,23 @@ from kvtier.estimators import Link
 from kvtier.extents import Extents
 from kvtier.index import Table
 from kvtier.leases import Kind, Leases
+from kvtier.lending import Engine, Lending
 from kvtier.lower import Lower
+from kvtier.policy import Ranking
 from kvtier.ram import Ram
+from kvtier.ranking import Lru, Value
+from kvtier.retention import Retention
+from kvtier.returns import Returns
+from kvtier.s3fifo import S3Fifo
+from kvtier.session import SESSIONS_MAX, Hints
 from kvtier.stats import REPORTED, Stats
 from kvtier.transfer import Finished, Transfer
 
 NAMESPACES_MAX = 4096
+POLICIES = ("value", "lru", "s3fifo", "arc")
+ORPHAN = bytes(KEY_BYTES)  # in place of a block's parent: it has none
 DRIVE_LATENCY_S, DRIVE_BYTES_PER_S = 0.002, 2e9  # until they were measured
 NOBODY = Ask()
-
-
-@dataclass
-class _Engine:
-    namespace: int
-    kind: Kind
-    wish: int  # slots it wants to hold
-    wish_max: int  # what it joined with
-    joined_at: float
-    lent: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -62,20 +63,30 @@ class _Namespace:
 
 
 class BlockStore:
-    def __init__(self, capacity: int, *, lend_share: float, lease_share: float, table: Table | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        lend_share: float,
+        lease_share: float,
+        table: Table | None = None,
+        policy: str = "value",
+        session_table: Table | None = None,
+    ) -> None:
         """`capacity` bytes of arena, of which all engines together are lent at most `lend_share`, but each of them one
-        slot; leases pin at most `lease_share`."""
+        slot; leases pin at most `lease_share`. `policy`: one of POLICIES. Tables of the keys in RAM, and of those that
+        sessions have."""
         self.stats = Stats()
-        self.ram = Ram(capacity, self.stats, table)
+        returns = Returns(2 * SESSIONS_MAX)
+        ranking = _ranking(policy, returns, capacity // SLOT_UNIT)
+        self.ram = Ram(capacity, self.stats, ranking, table)
+        value = ranking if isinstance(ranking, Value) else None
+        self.retention = Retention(self.ram, returns, value, session_table)
         self.lower: Lower | None = None
-        self.lent_bytes = 0
-        self._lend_bytes_max = int(capacity * lend_share)
+        self.lending = Lending(self.ram, int(capacity * lend_share))
         self.decisions = Decisions(self.ram.ghosts, self.stats)
         self.leases = Leases(self.ram, int(capacity * lease_share), self.stats, self.decisions)
-        self._engines: dict[str, _Engine] = {}
         self._namespaces: dict[bytes, _Namespace] = {}
-        self._hungry: set[str] = set()
-        self._can_help = False  # since the last lends(): something by which a hungry engine may get a slot
 
     def attach(
         self,
@@ -91,6 +102,7 @@ class BlockStore:
         link = link or Link(DRIVE_LATENCY_S, DRIVE_BYTES_PER_S)
         self.lower = Lower(self.ram, extents, budget, self.stats, link)
         self.decisions.drives = link
+        self.retention.attach(self.lower)
         self.leases.lower, self.leases.stage_s = self.lower, stage_s
         for digest, (number, epoch) in remembered.items():
             self._namespaces[digest] = _Namespace(number, epoch)
@@ -111,7 +123,7 @@ class BlockStore:
     ) -> tuple[int, int]:
         """A new engine. `lend`: how many slots it would like to hold. Returns its namespace's epoch and the number of
         slots that it may hold now; more engines make that fewer."""
-        if engine in self._engines:
+        if engine in self.lending.engines:
             raise OrderError(f"engine {engine} has joined already; its former processes must be gone first")
         size = slot_bytes_for(block_bytes)
         if size > self.ram.slots.slab_bytes:
@@ -121,10 +133,11 @@ class BlockStore:
             )
         known = self._namespace(namespace)
         wish = max(1, lend)
-        mine = self._engines[engine] = _Engine(known.number, Kind(size, block_tokens, is_chain), wish, wish, now)
+        mine = Engine(known.number, Kind(size, block_tokens, is_chain), wish, wish, now)
+        self.lending.join(engine, mine)
         self.decisions.join(engine, f"namespace {namespace.hex()[:12]}", now)
-        self._mark_hungry(engine)
-        return known.epoch, self._target(mine)
+        self.retention.names(known.number, namespace.hex()[:12])
+        return known.epoch, self.lending.target(mine)
 
     def _namespace(self, digest: bytes) -> _Namespace:
         known = self._namespaces.get(digest)
@@ -138,30 +151,23 @@ class BlockStore:
         return known
 
     def want(self, engine: str, slots: int) -> None:
-        """So many it wants to hold from now on, never more than it joined with. What it holds above that is its own to
-        give back."""
-        mine = self._engines[engine]
-        mine.wish = min(slots, mine.wish_max)
-        self._mark_hungry(engine)
+        """So many it wants to hold from now on, never more than it joined with."""
+        self.lending.want(engine, slots)
 
     def leaving(self, engine: str, now: float) -> None:
         """Nobody is there who could use another slot; its copies may still run, so what it holds stays its own."""
-        mine = self._engines[engine]
+        mine = self.lending.engines[engine]
         mine.wish = mine.wish_max = 0
         self.leases.leaving(engine, now)
 
     def leave(self, engine: str, now: float) -> None:
         """The engine is over and none of its copies runs: everything it held comes back."""
-        gone = self._engines.pop(engine)
-        self._hungry.discard(engine)
+        self.ram.now = max(now, self.ram.now)
+        self.retention.hide(engine, self.lending.engines[engine].lent)
+        self.retention.left(engine, now)
         self.leases.leave(engine, now)
         self.decisions.leave(engine)
-        for slot in gone.lent:
-            self.ram.slots.give(slot)
-        self.lent_bytes -= len(gone.lent) * gone.kind.slot_bytes
-        for other in self._engines:  # each may hold more now
-            self._mark_hungry(other)
-        self._can_help = True
+        self.lending.leave(engine)
         self.stats.add("engines_gone")
 
     def reset(self, engine: str, namespace: bytes) -> None:
@@ -169,6 +175,7 @@ class BlockStore:
         have other keys, and everything saved so far is dropped. The engine itself goes on under keys of its own."""
         known = self._namespaces[namespace]
         known.epoch += 1
+        self.retention.reset(known.number)
         dropped = self.ram.drop_namespace(known.number)
         # No hungry engine can get a slot by this: all that is free now could have been evicted for it before.
         self.stats.add("reset_blocks", dropped)
@@ -180,52 +187,62 @@ class BlockStore:
 
     def lends(self) -> list[tuple[str, list[int]]]:
         """Slots for every engine that holds less than half of what it may. They are its own from now on."""
-        if not self._can_help:
-            return []
-        self._can_help = False
-        given = []
-        # First those for whom a slab was closed, or others would take it when it is whole again.
-        first = self.ram.closing_for
-        for name in sorted(self._hungry, key=lambda name: (self._engines[name].kind.slot_bytes != first, name)):
-            engine = self._engines[name]
-            if slots := self._top_up(name, engine):
-                given.append((name, slots))
-            if len(engine.lent) >= self._target(engine):
-                self._hungry.discard(name)
-        self.ram.slab_is_served()
-        return given
+        return self.lending.lends()
 
-    def commit(self, engine: str, keys: bytes, slots: np.ndarray) -> None:
-        """The engine has filled these lent slots: they are blocks now, but those in a closing slab. Keys in prefix
-        order."""
-        mine = self._engines[engine]
+    def commit(
+        self, engine: str, keys: bytes, slots: np.ndarray, parents: bytes = b"", request: str = "", now: float = 0.0
+    ) -> None:
+        """The engine has filled these lent slots for a request: they are blocks now, but those in a closing slab, and
+        those of which the block before them is nowhere. Keys in prefix order; `parents`: for each the block before it, or
+        ORPHAN; empty: nobody has one."""
+        mine, self.ram.now = self.lending.engines[engine], max(now, self.ram.now)
         numbers = slots.tolist()
-        self._take_back(mine, numbers)
-        names, saved, known = unpack_keys(keys), [], []
-        for i, (key, slot) in enumerate(zip(names, numbers)):
-            if key in self.ram.index:
-                known.append(key)
-            if self.ram.keep(slot, key, mine.namespace):
+        self.lending.take_back(engine, numbers)
+        names = unpack_keys(keys)
+        befores = unpack_keys(parents) if parents else [ORPHAN] * len(names)
+        queue, _ = self.retention.saving(engine, request, keys, mine.namespace, mine.kind.shape, now)
+        saved, known = [], 0
+        is_barred = self.retention.is_barred(engine, request, numbers)
+        refused = 0
+        for i, (key, before, slot) in enumerate(zip(names, befores, numbers)):
+            known += (is_known := key in self.ram.index)
+            if is_barred or not (is_known or before == ORPHAN or self._has(before)):
+                self.ram.give(slot)
+                refused += not is_known
+            elif self.ram.keep(slot, key, mine.namespace, b"" if before == ORPHAN else before, queue):
                 saved.append(i)
-        new = len(names) - len(known)
+        new = len(names) - known
         self.stats.add("saved_blocks", new)
         self.stats.add("saved_bytes", new * mine.kind.slot_bytes)
-        self.stats.add("evicted_blocks", new - len(saved))
-        self.stats.add("known_blocks", len(known))
+        self.stats.add("known_blocks", known)
+        self.stats.add("evicted_blocks", new - len(saved) - refused)
+        self.stats.add("refused_forgotten" if is_barred else "refused_orphans", refused)
         if saved:
             kept = slots[saved].astype(np.intp)
-            self.ram.lru.touch(kept)
+            self.ram.use(kept, None)
+            self.retention.saved(engine, request, [names[i] for i in saved], kept)
             if self.lower is not None:
+                self._note_below([names[i] for i in saved], kept)
                 self.lower.demotions.saved([names[i] for i in saved], kept)
-        self._mark_hungry(engine)
+        self.lending.mark_hungry(engine)
+
+    def _note_below(self, names: list[BlockKey], slots: np.ndarray) -> None:
+        """An engine saves what lies below too, where its answer was a miss."""
+        assert self.lower is not None
+        for slot in slots[self.lower.extents.find(b"".join(names)) != ABSENT].tolist():
+            self.ram.note_below(slot, True)
+
+    def _has(self, key: BlockKey) -> bool:
+        return key in self.ram.index or (self.lower is not None and key in self.lower.extents)
 
     def give_back(self, engine: str, slots: np.ndarray) -> None:
         """The engine doesn't use these lent slots and no copy into them runs."""
         numbers = slots.tolist()
-        self._take_back(self._engines[engine], numbers)
+        self.lending.take_back(engine, numbers)
+        self.retention.hide(engine, numbers)  # a save that failed may have written something
         for slot in numbers:
-            self.ram.slots.give(slot)
-        self._mark_hungry(engine)
+            self.ram.give(slot)
+        self.lending.mark_hungry(engine)
 
     # --- leases ----------------------------------------------------------------------------------------------
 
@@ -236,18 +253,22 @@ class BlockStore:
         decision for the request that asks is against it, or the tier below has it. What is offered stays where it is
         until the lease ends. What is below is staged first, but for the first `skip` keys, which the engine has: then
         None, and the answer is one of `answers` later."""
-        return self.leases.lookup((engine, lease), keys, self._engines[engine].kind, skip=skip, ask=ask, now=now)
+        mine, self.ram.now = self.lending.engines[engine], max(now, self.ram.now)
+        queues = None
+        if ask.request:
+            queues = self.retention.asked(engine, ask.request, keys, mine.namespace, mine.kind.shape, now)
+        return self.leases.lookup((engine, lease), keys, mine.kind, queues, skip=skip, ask=ask, now=now)
 
     def release(self, engine: str, lease: int, loaded: int, now: float = 0.0, load_s: float = 0.0) -> None:
         """The lease is over; `loaded` of its blocks were loaded, in `load_s` if that is known. A lease that found nothing
         was never open."""
-        mine = self._engines[engine].kind
+        mine = self.lending.engines[engine].kind
         loaded = min(loaded, self.leases.release((engine, lease), now))
         self.decisions.loaded(engine, loaded * mine.slot_bytes, load_s)
         self.stats.add("loaded_blocks", loaded)
         self.stats.add("loaded_tokens", loaded * mine.block_tokens)
         self.stats.add("loaded_bytes", loaded * mine.slot_bytes)
-        self._can_help = True
+        self.lending.can_help = True
 
     def due(self, engine: str, lease: int, now: float) -> None:
         """The request behind a lookup that waits could run now."""
@@ -256,18 +277,38 @@ class BlockStore:
     def pace(self, engine: str, counts: Mapping[str, int]) -> None:
         """How fast it computes, and what else it has to do: Prefill.to_counts, arrivals_mhz, busy_permille, running."""
         self.decisions.pace(engine, counts)
+        mine = self.lending.engines[engine]
+        seconds_a_byte = self.decisions.seconds_a_byte(engine, mine.kind.slot_bytes / mine.kind.block_tokens)
+        self.retention.weigh(mine.namespace, seconds_a_byte)
 
     def outcome(self, engine: str, request: str, counts: Mapping[str, int], now: float) -> None:
         """The request's first token is there; `counts` as decision.OUTCOME names them."""
         self.decisions.outcome(engine, request, counts, now)
 
-    def touch(self, keys: bytes) -> None:
-        """Used just now; keys in prefix order, so that a conversation loses its tail first."""
-        slots = self.ram.index.find(keys)
-        here = slots[slots != ABSENT].astype(np.intp)
-        self.ram.lru.touch(here)
-        if self.lower is not None:
-            self.lower.demotions.request_ended(here)
+    def begin(self, engine: str, request: str, hints: Hints, now: float = 0.0) -> None:
+        """What a client says of a request that comes now; before its lookup."""
+        self.retention.begin(engine, request, hints)
+
+    def touch(self, engine: str, keys: bytes, request: str = "", now: float = 0.0) -> None:
+        """A request is over. Its keys in prefix order, so that a conversation loses its tail first."""
+        mine, self.ram.now = self.lending.engines[engine], max(now, self.ram.now)
+        self.retention.over(engine, request, keys, mine.namespace, mine.kind.shape, now)
+
+    def tick(self, now: float) -> None:
+        """Time has passed; a few times a second."""
+        self.ram.now = max(now, self.ram.now)
+        self.leases.replan(now)
+        self.retention.tick(now)
+        self.lending.can_help = True
+
+    def wipes(self) -> list[tuple[int, int]]:
+        """Slots, and bytes, that are to be overwritten with zeros; `wiped` says that one is."""
+        slots, self.ram.to_wipe = self.ram.to_wipe, []
+        return slots
+
+    def wiped(self, slot: int) -> None:
+        self.ram.wiped(slot)
+        self.lending.can_help = True
 
     # --- the tier below --------------------------------------------------------------------------------------
 
@@ -275,6 +316,7 @@ class BlockStore:
         """What the tier below is to start now; nothing of it is asked twice. `writable`: it takes writes."""
         if self.lower is None:
             return []
+        self.ram.now = max(now, self.ram.now)
         orders = self.lower.transfers(now, writable)
         self.leases.note_arrivals(now)
         return orders
@@ -282,9 +324,10 @@ class BlockStore:
     def finished(self, done: Finished, now: float) -> None:
         """The tier below has finished what it was ordered to do."""
         assert self.lower is not None
+        self.ram.now = max(now, self.ram.now)
         self.lower.finished(done, now)
         self.leases.note_arrivals(now)
-        self._can_help = True
+        self.lending.can_help = True
 
     def flush(self, flush: int) -> None:
         """Blocks that are in RAM now and worth it are to survive a crash. `flushed` says when."""
@@ -312,19 +355,19 @@ class BlockStore:
             {
                 "engine": name,
                 "lent_slots": len(e.lent),
-                "lend_target": self._target(e),
+                "lend_target": self.lending.target(e),
                 "leases": len(leases := self.leases.of(name)),
                 "leased_blocks": sum(map(len, leases.values())),
                 "slot_bytes": e.kind.slot_bytes,
                 "block_tokens": e.kind.block_tokens,
                 "connected_s": round(now - e.joined_at, 3),
             }
-            for name, e in sorted(self._engines.items())
+            for name, e in sorted(self.lending.engines.items())
         ]
         cpu: dict[str, object] = {
             "capacity_bytes": self.ram.slots.capacity,
             "used_bytes": self.ram.slots.taken_bytes,
-            "lent_bytes": self.lent_bytes,
+            "lent_bytes": self.lending.lent_bytes,
             "leased_bytes": self.leases.bytes,
             "blocks": len(self.ram.index),
             "hit_tokens": self.stats["loaded_tokens"],
@@ -336,41 +379,13 @@ class BlockStore:
             "tiers": tiers,
             "engines": engines,
             "decisions": self.decisions.snapshot(),
+            "retention": self.retention.snapshot(now),
             "counters": self.stats.snapshot(),
         }
 
-    # --- how: who gets slots -----------------------------------------------------------------------------------
 
-    def _target(self, engine: _Engine) -> int:
-        """How many slots it may hold: its wish, within an equal part of what may be lent."""
-        return min(engine.wish, max(1, self._lend_bytes_max // len(self._engines) // engine.kind.slot_bytes))
-
-    def _may_lend(self, engine: _Engine) -> bool:
-        """Those who were here before may hold more than their part; until they used it, a newcomer has one slot."""
-        within_all = self.lent_bytes + engine.kind.slot_bytes <= self._lend_bytes_max
-        return len(engine.lent) < self._target(engine) and (within_all or not engine.lent)
-
-    def _mark_hungry(self, name: str) -> None:
-        self._can_help = True
-        engine = self._engines[name]
-        if len(engine.lent) * 2 < self._target(engine):
-            self._hungry.add(name)
-
-    def _top_up(self, name: str, engine: _Engine) -> list[int]:
-        slots: list[int] = []
-        taken = self.ram.takes(engine.kind.slot_bytes, f"by engine {name}")
-        while self._may_lend(engine) and (slot := next(taken, None)) is not None:
-            engine.lent.add(slot)
-            self.lent_bytes += engine.kind.slot_bytes
-            slots.append(slot)
-        return slots
-
-    def _take_back(self, engine: _Engine, slots: list[int]) -> None:
-        """Lent no more."""
-        self._require_lent(engine, slots)
-        engine.lent.difference_update(slots)
-        self.lent_bytes -= len(slots) * engine.kind.slot_bytes
-
-    def _require_lent(self, engine: _Engine, slots: list[int]) -> None:
-        if len(set(slots)) != len(slots) or not engine.lent.issuperset(slots):
-            raise ProtocolError("bad_slot", "a slot that is not lent to this engine")
+def _ranking(policy: str, returns: Returns, units: int) -> Ranking:
+    assert policy in POLICIES, policy
+    if policy == "value":
+        return Value(returns)
+    return Lru() if policy == "lru" else S3Fifo(units) if policy == "s3fifo" else Arc(units)

@@ -43,7 +43,7 @@ class Daemon:
         return done
 
     def save(self, *numbers: int) -> None:
-        slots = sorted(self.store._engines["a"].lent)[: len(numbers)]
+        slots = sorted(self.store.lending.engines["a"].lent)[: len(numbers)]
         self.store.commit("a", keys(*numbers), np.array(slots, np.uint32))
         self.store.lends()
 
@@ -88,7 +88,7 @@ def test_what_was_used_again_is_written_first(daemon):
 def test_a_conversation_that_returned_takes_its_new_blocks_along(daemon):
     daemon.save(1, 2, 3, 4)
     daemon.look_up(1, 1, 2)
-    daemon.store.touch(keys(1, 2, 3, 4))
+    daemon.store.touch("a", keys(1, 2, 3, 4))
     daemon.save(5)
     assert written(daemon.start()) == [1, 2, 3, 4, 5]
 
@@ -269,7 +269,7 @@ def test_what_is_reset_while_a_lookup_waits_is_absent_from_its_answer(daemon):
     assert daemon.answers() == {1: [ABSENT, BELOW]}
     daemon.store.release("a", 1, 0)
     daemon.store.leave("a", 0.0)
-    assert not daemon.store.ram.lru.blocks_in_slab.any()
+    assert not daemon.store.ram.policy.blocks_in_slab.any()
 
 
 def test_a_released_lookup_hears_nothing(daemon):

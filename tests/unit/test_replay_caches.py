@@ -2,13 +2,11 @@
 
 from itertools import combinations
 
-import pytest
-from conversations import trace_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.replay.caches import PrefixLru, belady, infinite, lru
-from kvtier.replay.node import lru_of_store, whole_slabs
+from kvtier.replay.node import whole_slabs
 from kvtier.replay.trace import Request, Trace
 
 # A tree of 9 blocks: a request is a path from the root.
@@ -75,15 +73,6 @@ def test_a_block_after_a_gap_is_no_hit():
 def test_hits_are_counted_in_tokens_and_the_last_block_may_be_partial(tmp_path):
     trace = Trace("two", 512, (Request(0.0, 700, 0, (1, 2)), Request(1.0, 700, 0, (1, 2)), Request(2.0, 1024, 0, (1, 3))))
     assert infinite(trace) == 700 + 512
-
-
-@pytest.mark.parametrize("blocks", [128, 512])
-def test_the_store_of_the_daemon_has_the_hits_of_lru(tmp_path, blocks):
-    trace = trace_of(tmp_path, seed=3, sessions=150)
-    assert 2 * blocks < trace.unique_blocks
-    reference, ours = lru(trace, blocks), lru_of_store(trace, blocks)
-    # 32 of its slots are lent, and hold no block.
-    assert lru(trace, blocks - 48) <= ours <= reference * 1.01
 
 
 def test_an_arena_holds_what_was_asked_for_within_a_few_hundredths():

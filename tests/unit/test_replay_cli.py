@@ -32,7 +32,7 @@ def simulated(capsys, *arguments: str) -> dict:
 
 
 def test_hit_rates_alone(trace, capsys):
-    found = simulated(capsys, trace, "--hits-only", "--capacities", "10%,50%", "--policies", "lru,min,infinite")
+    found = simulated(capsys, trace, "--hits-only", "--capacities", "10%,50%", "--policy", "lru,min,infinite")
     rates = {(row["policy"], row["blocks"]): row["rate"] for row in found["hit_rates"]}
     low, high = sorted({blocks for policy, blocks in rates if policy == "lru"})
     assert rates["lru", low] <= rates["min", low] <= rates["min", high]
@@ -62,7 +62,7 @@ def test_tables_for_people(trace, capsys):
         (["--cpu", "1MiB"], "--cpu 1 MiB: less than 32 blocks; give it 2 GiB or more"),
         (["--nvme", "1GiB"], "less than 64 blocks"),
         (["--arms", "always,maybe"], "no arm maybe; there is none, always"),
-        (["--policies", ""], "no policy is named"),
+        (["--policy", ""], "no policy is named"),
         (["--what-if", "1GiB", "--hits-only"], "drop one"),
         (["--what-if", "1GiB", "--arms", "none"], "name it there"),
         (["--nvme-gbs", "0"], "it must be above 0"),

@@ -43,6 +43,17 @@ def test_a_delay_counts_from_the_sessions_former_line(tmp_path):
     assert [r.at for r in read(write(tmp_path, first, then, then)).requests] == [0.0, 0.5, 1.0]
 
 
+@pytest.mark.parametrize(("said", "session"), [({"session": 18}, "18"), ({"session_id": "a"}, "a"), ({}, "")])
+def test_a_line_may_name_its_session(tmp_path, said, session):
+    trace = read(write(tmp_path, request(0, 5, 1) | said))
+    assert trace.requests[0].session == trace.faster(2.0).requests[0].session == session
+
+
+def test_an_engine_saves_whole_blocks(tmp_path):
+    trace = read(write(tmp_path, request(0, 1100, 7, 8, 9), request(1, 1024, 7, 8), request(2, 100, 5)))
+    assert [len(trace.whole(r)) for r in trace.requests] == [2, 2, 0]
+
+
 def test_the_cure_for_another_block_size_is_named(tmp_path):
     path = write(tmp_path, request(0, 1359, *range(22)), request(1, 9479, *range(149)))
     with pytest.raises(ConfigError, match="try --block-tokens 64"):

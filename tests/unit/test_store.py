@@ -42,7 +42,7 @@ def keys(*numbers: int) -> bytes:
 def save(store: BlockStore, engine: str, *numbers: int) -> None:
     """Commits a block for each number, each in a commit of its own: the first is the oldest."""
     for number in numbers:
-        mine = sorted(store._engines[engine].lent)
+        mine = sorted(store.lending.engines[engine].lent)
         store.commit(engine, keys(number), column(mine[0]))
         store.lends()
 
@@ -279,7 +279,7 @@ def test_a_snapshot_shows_where_the_bytes_are(store):
     save(store, "a", 1, 2)
     store.lookup("a", 1, keys(1))
     snapshot = store.snapshot(now=2.5)
-    lent = len(store._engines["a"].lent) * BLOCK
+    lent = len(store.lending.engines["a"].lent) * BLOCK
     assert snapshot["tiers"]["cpu"] == {
         "capacity_bytes": CAPACITY,
         "used_bytes": lent + 2 * BLOCK,

@@ -20,7 +20,7 @@ def store() -> BlockStore:
 
 
 def lent(store: BlockStore, engine: str) -> set[int]:
-    return store._engines[engine].lent
+    return store.lending.engines[engine].lent
 
 
 def slabs_of(store: BlockStore, slots) -> set[int]:
@@ -31,7 +31,7 @@ def scatter(store: BlockStore, engine: str) -> None:
     """Saves until the slots lent to the engine lie in all slabs: none of these can be cut anew at once."""
     save(store, engine, *range(28))
     slots = store.ram.index.find(keys(*range(28)))
-    store.touch(keys(*(int(i) for i in np.argsort(slots % 32, kind="stable"))))  # the slabs' blocks go by turns
+    store.touch(engine, keys(*(int(i) for i in np.argsort(slots % 32, kind="stable"))))  # the slabs' blocks go by turns
     for number in range(100, 140):
         save(store, engine, number)
         if len(slabs_of(store, lent(store, engine))) == 4:
@@ -46,7 +46,7 @@ def test_a_full_arena_forgets_what_was_used_least_recently(store):
     join(store, "a")
     save(store, "a", *range(28))
     assert known(store, *range(28)) == list(range(28))
-    store.touch(keys(3))
+    store.touch("a", keys(3))
     save(store, "a", 100, 101, 102, 103, 104, 105)
     evicted = store.stats["evicted_blocks"]
     assert evicted >= 5
@@ -56,7 +56,7 @@ def test_a_full_arena_forgets_what_was_used_least_recently(store):
 def test_a_conversation_loses_its_tail_first(store):
     join(store, "a")
     save(store, "a", *range(28))
-    store.touch(keys(*range(28)))
+    store.touch("a", keys(*range(28)))
     save(store, "a", 100, 101, 102)
     evicted = 28 - len(known(store, *range(28)))
     assert evicted > 0
@@ -95,7 +95,7 @@ def test_a_hot_slab_is_not_lost_for_one_old_block(store):
     join(store, "c")
     oldest_slab = slabs_of(store, store.ram.index.find(keys(0)))
     slots = store.ram.index.find(keys(*range(28)))
-    store.touch(keys(*(i for i in range(1, 28) if slabs_of(store, slots[i : i + 1]) == oldest_slab)))
+    store.touch("c", keys(*(i for i in range(1, 28) if slabs_of(store, slots[i : i + 1]) == oldest_slab)))
     large = join(store, "b", BLUE, LARGE, lend=1)
     assert slabs_of(store, large) and not slabs_of(store, large) & oldest_slab
     assert known(store, 0) == [0]
@@ -129,7 +129,7 @@ def test_there_is_something_to_evict_behind_any_number_of_blocks_that_are_leased
     join(store, "a", block=64 * 1024, lend=1)
     save(store, "a", *range(3000))
     store.lookup("a", 1, keys(*range(2000)))
-    store.touch(keys(*range(2000, 3000)))  # so that those leased come up first
+    store.touch("a", keys(*range(2000, 3000)))  # so that those leased come up first
     while store.stats["evicted_blocks"] == 0:
         save(store, "a", 10_000 + store.stats["saved_blocks"])
     assert known(store, *range(2000)) == list(range(2000))
@@ -168,7 +168,7 @@ def test_a_closing_slab_keeps_no_block(store):
     join(store, "a")
     scatter(store, "a")
     join(store, "b", BLUE, LARGE)
-    assert store.ram.lru.blocks_in_slab[store.ram.slots.closing] == 0
+    assert store.ram.policy.blocks_in_slab[store.ram.slots.closing] == 0
     slot = next(slot for slot in lent(store, "a") if store.ram.slots.is_closing(slot))
     evicted, saved = store.stats["evicted_blocks"], store.stats["saved_blocks"]
     store.commit("a", keys(1000), column(slot))
@@ -219,7 +219,7 @@ def test_a_slab_goes_to_the_size_that_it_was_closed_for(store):
 def test_slots_lent_to_many_engines_leave_room_for_blocks(store):
     for number in range(8):
         assert join(store, f"engine-{number}") != [], "everybody has one"
-    assert store.lent_bytes == (4 + 7) * BLOCK
+    assert store.lending.lent_bytes == (4 + 7) * BLOCK
 
 
 def test_who_joins_later_has_an_equal_part_when_those_before_have_used_theirs(store):
@@ -261,7 +261,7 @@ def test_an_engine_that_is_leaving_is_lent_nothing_and_keeps_what_it_holds(store
     assert lent_to(store, "a") == []
     assert lent(store, "a") == {slots[3]}
     store.leave("a", 0.0)
-    assert store.lent_bytes == 0
+    assert store.lending.lent_bytes == 0
 
 
 # --- when ----------------------------------------------------------------------------------------------------
@@ -273,19 +273,19 @@ def test_a_starved_engine_costs_nothing_while_nothing_changes(store, monkeypatch
     assert join(store, "b", BLUE, LARGE) == []
     tried = []
     for part, name in (
-        (store, "_top_up"),
+        (store.lending, "_top_up"),
         (store.ram, "_clear_slab"),
-        (store.ram.lru, "oldest"),
+        (store.ram.policy, "victim"),
         (store.ram.slots, "take"),
     ):
         sound = getattr(part, name)
         monkeypatch.setattr(part, name, lambda *args, name=name, sound=sound: (tried.append(name), sound(*args))[1])
     store.lookup("a", 1, keys(*range(28)))
-    store.touch(keys(*range(28)))
+    store.touch("a", keys(*range(28)))
     store.report({})
     assert [store.lends() for _ in range(5)] == [[]] * 5
     assert tried == []
     store.release("a", 1, 0)
     assert store.lends() == []
-    assert sorted(set(tried)) == ["_clear_slab", "_top_up", "oldest", "take"]
+    assert sorted(set(tried)) == ["_clear_slab", "_top_up", "take", "victim"]
     assert len(tried) == 4, "each once"

@@ -1,0 +1,196 @@
+"""Sessions and tenants that are to be forgotten: removed from every tier, overwritten, and proven. Pure.
+
+    forget --> its blocks are dropped from RAM; their slots are wiped when nobody reads or writes them any more
+           --> dropped from below; their places are erased when no transfer of them is under way
+           --> what its requests under way save is wiped as it comes
+    through: nothing of this is left to do
+
+What other sessions share with it is theirs too, and stays. Below, blocks carry the tags of who saved them first, so that
+they are found also when this daemon has never met their session.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from kvtier.block import ABSENT, BlockKey
+from kvtier.lower import Lower
+from kvtier.ram import Ram
+from kvtier.session import TENANT_SHOWN, Session, Sessions, names_of
+from kvtier.transfer import ORIGIN_BYTES
+
+TAG_BYTES = ORIGIN_BYTES // 2
+
+
+def session_tag(name: str) -> bytes:
+    """Empty for one without a name."""
+    return hashlib.blake2b(name.encode(errors="replace"), digest_size=TAG_BYTES).digest() if name else b""
+
+
+def origin_of(session: Session) -> bytes:
+    """What its blocks carry: zeros where nobody named it, and where it is nobody's."""
+    return session_tag(session.name).ljust(TAG_BYTES, b"\0") + session.tenant[:TENANT_SHOWN].ljust(TAG_BYTES, b"\0")
+
+
+@dataclass
+class _Ticket:
+    sessions: int = 0
+    kept: int = 0  # blocks that others share
+    cpu: int = 0
+    nvme: int = 0
+    cpu_bytes: int = 0
+    nvme_bytes: int = 0
+    slots: set[int] = field(default_factory=set)  # not wiped yet
+    places: set[int] = field(default_factory=set)  # not erased yet
+    keys: set[bytes] = field(default_factory=set)  # of blocks that are being written below
+    requests: set[tuple[str, str]] = field(default_factory=set)  # under way
+
+
+class Forgetting:
+    def __init__(self, ram: Ram, sessions: Sessions) -> None:
+        self.lower: Lower | None = None
+        self._ram, self._sessions = ram, sessions
+        self._numbers = itertools.count(1)
+        self._open: dict[int, _Ticket] = {}
+        self._barred: dict[tuple[str, str], _Ticket] = {}  # requests of forgotten sessions
+
+    def is_barred(self, engine: str, request: str) -> bool:
+        """It is of a session that was forgotten: nothing of it is taken."""
+        return (engine, request) in self._barred
+
+    def forget(self, name: str, tenant: str) -> int:
+        """A session, or all of a tenant; `tenant` as it is shown. Returns a ticket."""
+        number, ticket = next(self._numbers), _Ticket()
+        self._open[number] = ticket
+        sessions = self._sessions.named(name, tenant, ended=True)
+        ticket.sessions = len(sessions)
+        for session in sessions:  # first all of them, for what only they share is not kept
+            for request in session.requests:
+                self._barred[request] = ticket
+                ticket.requests.add(request)
+            self._sessions.drop(session)
+        for session in sessions:
+            self._remove(ticket, session)
+        if tags := _tags(name, tenant):  # what it had once and went on without, or what a daemon before this one met
+            found = self._ram.of_origin(*tags)
+            self._remove_from_ram(ticket, [slot for slot in found if not self._has(self._ram.index.key(slot))])
+            self._remove_below(ticket, self._below(tags))
+        return number
+
+    def finds_below(self, name: str, tenant: str) -> bool:
+        """Whether the tier below has something of it, though this daemon never met it."""
+        tags = _tags(name, tenant)
+        return tags is not None and bool(self._below(tags) or self._ram.of_origin(*tags))
+
+    def hide(self, engine: str, slots: Iterable[int]) -> None:
+        """They come back from it without a word: if one of its requests is barred, they may hold some of it."""
+        tickets = [ticket for (name, _), ticket in self._barred.items() if name == engine]
+        for slot in slots if tickets else ():
+            self._ram.wipe_later(slot)
+            for ticket in tickets:
+                ticket.slots.add(slot)
+
+    def saved(self, engine: str, request: str, slots: list[int]) -> None:
+        """A barred request has filled these slots; they are wiped as they come back."""
+        ticket = self._barred[engine, request]
+        for slot in slots:
+            self._ram.wipe_later(slot)
+            ticket.slots.add(slot)
+            ticket.cpu += 1
+            ticket.cpu_bytes += self._ram.slots.size_of(slot)
+
+    def over(self, engine: str, request: str) -> bool:
+        """Whether it was barred."""
+        ticket = self._barred.pop((engine, request), None)
+        if ticket is not None:
+            ticket.requests.discard((engine, request))
+        return ticket is not None
+
+    def left(self, engine: str) -> None:
+        for name, request in list(self._barred):
+            if name == engine:
+                self.over(name, request)
+
+    def through(self) -> list[tuple[int, dict[str, object]]]:
+        """Tickets of which nothing is left to do, since the last call, and the proof."""
+        return [(number, self._proof(self._open.pop(number))) for number in list(self._open) if self._is_through(number)]
+
+    # --- how -----------------------------------------------------------------------------------------------------
+
+    def _remove(self, ticket: _Ticket, session: Session) -> None:
+        """A session that was dropped, and what its requests under way have saved."""
+        saved = b"".join(keys for parts in session.requests.values() for keys in parts)
+        had = names_of(session.keys + saved)
+        alone = [key for key in had if not self._has(key)]
+        ticket.kept += len(had) - len(alone)
+        packed = b"".join(alone)
+        slots = self._ram.index.find(packed)
+        self._remove_from_ram(ticket, slots[slots != ABSENT].tolist(), alone)
+        if self.lower is not None:
+            places = self.lower.extents.find(packed)
+            self._remove_below(ticket, places[places != ABSENT].tolist())
+
+    def _has(self, key: BlockKey) -> bool:
+        """Whether some session that stays has it."""
+        return self._sessions.lineage.owner(key) is not None
+
+    def _remove_from_ram(self, ticket: _Ticket, slots: list[int], keys: Iterable[BlockKey] = ()) -> None:
+        """These slots and what stands behind them; of that, and of these keys, what is being written and read."""
+        gone = dict.fromkeys(keys)
+        for slot in slots:
+            for one in self._ram.policy.subtree(slot) if self._ram.index.holds(slot) else ():
+                gone[self._ram.index.key(one)] = None
+                ticket.slots.add(one)
+                ticket.cpu += 1
+                ticket.cpu_bytes += self._ram.slots.size_of(one)
+            self._ram.drop([slot], "its session was forgotten by wish", is_secret=True)
+        if self.lower is not None:
+            writing, reading = self.lower.forget_keys(gone)
+            ticket.keys.update(writing)
+            ticket.slots.update(reading)
+
+    def _below(self, tags: tuple[bytes, bytes]) -> list[int]:
+        """Places with these tags, but of blocks that a session has which stays."""
+        if self.lower is None:
+            return []
+        extents = self.lower.extents
+        return [at for at in self.lower.of_origin(*tags) if not extents.holds(at) or not self._has(extents.key(at))]
+
+    def _remove_below(self, ticket: _Ticket, places: list[int]) -> None:
+        for place in places:
+            if place not in ticket.places and self.lower is not None:
+                ticket.places.add(place)
+                ticket.nvme += 1
+                ticket.nvme_bytes += self.lower.extents.size(place)
+                self.lower.erase(place)
+
+    def _is_through(self, number: int) -> bool:
+        ticket = self._open[number]
+        ticket.slots = {slot for slot in ticket.slots if self._ram.is_unwiped(slot)}
+        if self.lower is not None:
+            written = {key for key in ticket.keys if not self.lower.demotions.is_writing(key)}
+            ticket.keys -= written
+            for place, size in self.lower.given_up(written):  # they are being erased, or were already
+                ticket.places.add(place)
+                ticket.nvme += 1
+                ticket.nvme_bytes += size
+            ticket.places = {place for place in ticket.places if self.lower.is_erasing(place)}
+        return not (ticket.slots or ticket.places or ticket.keys or ticket.requests)
+
+    @staticmethod
+    def _proof(ticket: _Ticket) -> dict[str, object]:
+        return {
+            "sessions": ticket.sessions,
+            "blocks": {"cpu": ticket.cpu, "nvme": ticket.nvme},
+            "bytes_zeroed": {"cpu": ticket.cpu_bytes, "nvme": ticket.nvme_bytes},
+            "shared_blocks_kept": ticket.kept,
+        }
+
+
+def _tags(name: str, tenant: str) -> tuple[bytes, bytes] | None:
+    """Of a session, or of all of a tenant; None where that names nobody."""
+    is_tenant = len(tenant) == 2 * TENANT_SHOWN and not set(tenant) - set("0123456789abcdef")
+    if not (name or tenant) or (tenant and not is_tenant):
+        return None
+    return session_tag(name), bytes.fromhex(tenant).ljust(TAG_BYTES, b"\0") if tenant else b""

@@ -1,0 +1,108 @@
+"""Slots that are lent to engines in advance, so that they save without a round trip. Pure.
+
+Who may write a slot: the engine that it is lent to. So a slot comes back from an engine only when all its processes are
+gone or have said that no copy of theirs runs. A deadline is not a cancellation.
+"""
+
+from dataclasses import dataclass, field
+
+from kvtier.errors import ProtocolError
+from kvtier.leases import Kind
+from kvtier.ram import Ram
+
+
+@dataclass
+class Engine:
+    namespace: int
+    kind: Kind
+    wish: int  # slots it wants to hold
+    wish_max: int  # what it joined with
+    joined_at: float
+    lent: set[int] = field(default_factory=set)
+
+
+class Lending:
+    def __init__(self, ram: Ram, bytes_max: int) -> None:
+        """All engines together are lent at most so many bytes, but each of them one slot."""
+        self.engines: dict[str, Engine] = {}
+        self.lent_bytes = 0
+        self.can_help = False  # since the last `lends`: something by which a hungry engine may get a slot
+        self._ram, self._bytes_max = ram, bytes_max
+        self._hungry: set[str] = set()
+
+    def join(self, name: str, engine: Engine) -> None:
+        self.engines[name] = engine
+        self.mark_hungry(name)
+
+    def leave(self, name: str) -> None:
+        """Everything that was lent to it comes back."""
+        gone = self.engines.pop(name)
+        self._hungry.discard(name)
+        for slot in gone.lent:
+            self._ram.give(slot)
+        self.lent_bytes -= len(gone.lent) * gone.kind.slot_bytes
+        for other in self.engines:  # each may hold more now
+            self.mark_hungry(other)
+        self.can_help = True
+
+    def want(self, name: str, slots: int) -> None:
+        """So many it wants to hold from now on, never more than it joined with. What it holds above that is its own to
+        give back."""
+        mine = self.engines[name]
+        mine.wish = min(slots, mine.wish_max)
+        self.mark_hungry(name)
+
+    def lends(self) -> list[tuple[str, list[int]]]:
+        """Slots for every engine that holds less than half of what it may. They are its own from now on."""
+        if not self.can_help:
+            return []
+        self.can_help = False
+        given = []
+        # First those for whom a slab was closed, or others would take it when it is whole again.
+        first = self._ram.closing_for
+        for name in sorted(self._hungry, key=lambda name: (self.engines[name].kind.slot_bytes != first, name)):
+            engine = self.engines[name]
+            if slots := self._top_up(name, engine):
+                given.append((name, slots))
+            if len(engine.lent) >= self.target(engine):
+                self._hungry.discard(name)
+        self._ram.slab_is_served()
+        return given
+
+    def take_back(self, name: str, slots: list[int]) -> None:
+        """They are lent no more. ProtocolError: one of them was not."""
+        engine = self.engines[name]
+        self._require_lent(engine, slots)
+        engine.lent.difference_update(slots)
+        self.lent_bytes -= len(slots) * engine.kind.slot_bytes
+
+    def target(self, engine: Engine) -> int:
+        """How many slots it may hold: its wish, within an equal part of what may be lent."""
+        return min(engine.wish, max(1, self._bytes_max // len(self.engines) // engine.kind.slot_bytes))
+
+    def mark_hungry(self, name: str) -> None:
+        """If it holds less than half of what it may."""
+        self.can_help = True
+        engine = self.engines[name]
+        if len(engine.lent) * 2 < self.target(engine):
+            self._hungry.add(name)
+
+    # --- how -----------------------------------------------------------------------------------------------------
+
+    def _may_lend(self, engine: Engine) -> bool:
+        """Those who were here before may hold more than their part; until they used it, a newcomer has one slot."""
+        within_all = self.lent_bytes + engine.kind.slot_bytes <= self._bytes_max
+        return len(engine.lent) < self.target(engine) and (within_all or not engine.lent)
+
+    def _top_up(self, name: str, engine: Engine) -> list[int]:
+        slots: list[int] = []
+        taken = self._ram.takes(engine.kind.slot_bytes, f"by engine {name}")
+        while self._may_lend(engine) and (slot := next(taken, None)) is not None:
+            engine.lent.add(slot)
+            self.lent_bytes += engine.kind.slot_bytes
+            slots.append(slot)
+        return slots
+
+    def _require_lent(self, engine: Engine, slots: list[int]) -> None:
+        if len(set(slots)) != len(slots) or not engine.lent.issuperset(slots):
+            raise ProtocolError("bad_slot", "a slot that is not lent to this engine")

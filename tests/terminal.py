@@ -1,0 +1,66 @@
+"""Commands as installed: run to their end, or on a terminal of their own."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+from kvtierd import PATIENCE_S
+
+COMMANDS = Path(sys.executable).parent
+TERMINAL = (50, 160)  # lines, columns
+
+
+def run(*words: object, **options: object) -> subprocess.CompletedProcess:
+    program, *arguments = map(str, words)
+    return subprocess.run(
+        [str(COMMANDS / program), *arguments], capture_output=True, text=True, timeout=PATIENCE_S, **options
+    )
+
+
+class Terminal:
+    """A program on a terminal of its own."""
+
+    def __init__(self, *words: object, size: tuple[int, int] = TERMINAL) -> None:
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a run in the background ignores it, and so would this child
+            program, *arguments = map(str, words)
+            os.execve(COMMANDS / program, [program, *arguments], {**os.environ, "TERM": "xterm-256color"})
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("4H", *size, 0, 0))
+        self.shown = ""
+
+    def read_until(self, seen: str, times: int = 1) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while self.shown.count(seen) < times:
+            assert time.monotonic() < deadline, self.shown
+            if select.select([self._fd], [], [], 0.1)[0]:
+                self.shown += os.read(self._fd, 65536).decode(errors="replace")
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._fd, keys)
+
+    def modes(self) -> int:
+        """Its local modes, of which ICANON and ECHO are."""
+        return termios.tcgetattr(self._fd)[3]
+
+    def status(self) -> int:
+        """Its exit status, once it has ended; what it still printed is in `shown`."""
+        with contextlib.suppress(OSError):  # the terminal ends with its program
+            while data := os.read(self._fd, 65536):
+                self.shown += data.decode(errors="replace")
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self._fd)
