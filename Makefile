@@ -15,10 +15,13 @@ PYTEST := PYTHONSAFEPATH=1 $(V)/bin/pytest
 SOURCES := $(shell find kvtier connectors native -type f -not -path '*/__pycache__/*') \
   CMakeLists.txt pyproject.toml README.md
 
-.PHONY: help venv test test-long demo bench lint clean
+# Their oldest compiler that the Pythons here have: what it makes runs under its protobuf and under all later ones.
+STUBS := grpcio-tools==1.71.2
+
+.PHONY: help venv test test-long demo bench lint stubs clean
 
 help:
-	@echo "make test | test-long | demo | bench | lint | clean"
+	@echo "make test | test-long | demo | bench | lint | stubs | clean"
 
 venv: $(V)/.kvtier
 
@@ -56,6 +59,11 @@ lint: $(V)/.engine
 	$(V)/bin/ruff check .
 	$(V)/bin/ruff format --check .
 	$(V)/bin/mypy
+
+# What is generated from kvtier/admin/admin.proto is committed: nobody who installs kvtier needs a compiler for it.
+stubs: $(V)/.uv
+	$(V)/bin/uv run --no-project --python $(V)/bin/python --with $(STUBS) \
+	  python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. kvtier/admin/admin.proto
 
 clean:
 	rm -rf $(V) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

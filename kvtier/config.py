@@ -38,12 +38,20 @@ DAEMON = (
     Option("server.hello_timeout_ms", 2000, "ms", "A connection that has not said Hello by then is closed.", 10, 60_000),
     Option("server.send_buffer", 8 * MIB, "bytes", "What may wait for a client that doesn't read; over it the client is "
            "disconnected, so that a stopped one can't fill the daemon's memory.", 64 * KIB, GIB),
+    Option("admin.socket", "", "path", "Where kvtierd listens for what is said of sessions: gRPC, kvtier.v1.Admin. Empty: "
+           "admin.sock beside server.socket. Modes as there."),
     Option("cpu.capacity", 4 * GIB, "bytes", "The RAM tier. Taken whole at start and pinned.", 32 * MIB, 64 * TIB),
     Option("cpu.pin", True, "yes/no", "Lock the arena in RAM, so that it never goes to swap."),
     Option("lend.max_share", 0.25, "share", "How much of the arena all engines together may hold as slots to save into. "
            "More lets them save longer bursts, and leaves less for blocks.", 0.001, 0.5),
     Option("lease.max_share", 0.5, "share", "How much of the arena leases may pin, so that there is always something to "
            "evict.", 0.01, 0.9),
+    Option("policy.name", "value", "text", "Which block leaves RAM first. value: the one worth least, by the chance that "
+           "its session comes back and by what it would take to compute it again. lru, s3fifo, arc: for comparison; they "
+           "know no sessions."),
+    Option("policy.pin_share", 0.25, "share", "How much of the arena may be pinned by users, so that the others have room.",
+           0, 0.9),
+    Option("policy.pin_s", 3600, "s", "How long a pin lasts that doesn't say so.", 1, 604_800),
     Option("nvme.paths", "", "text", "A folder on each drive, separated by commas: the NVMe tier, which survives restarts. "
            "Its files have mode 0600. Empty: no such tier."),
     Option("nvme.capacity", 64 * GIB, "bytes", "The NVMe tier, in equal parts on all drives. Taken whole at start, so that "

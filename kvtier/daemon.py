@@ -3,16 +3,21 @@
 import argparse
 import asyncio
 import gc
+import importlib
 import logging
 import os
 import secrets
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvtier import __version__, _native, config
+from kvtier.admin import default_admin_socket
 from kvtier.admission import Budget
+from kvtier.block import SLOT_UNIT
 from kvtier.client import default_socket
 from kvtier.config import Config, format_size
 from kvtier.deciding import MODES
@@ -22,9 +27,12 @@ from kvtier.extents import Extents
 from kvtier.guard import Guard
 from kvtier.mover import Mover
 from kvtier.server import Server
-from kvtier.store import BlockStore
+from kvtier.store import POLICIES, BlockStore
 from kvtier.tiers.base import Recovered
 from kvtier.tiers.nvme import NvmeTier
+
+if TYPE_CHECKING:
+    from kvtier.admin.service import AdminService
 
 log = logging.getLogger("kvtierd")
 
@@ -34,6 +42,7 @@ BLOCK_BYTES_USUAL = 512 * config.KIB  # for so many blocks the index has room at
 TABLE_KEYS_MAX = 4_000_000
 DRAIN = 0  # the flush before the end; observers' flushes have other numbers
 TICK_S = 0.05  # between looks at the clock
+WIPE_BYTES = 4 * config.MIB  # zeroed at a time, in about a millisecond; then whoever waits is served
 
 
 def main() -> None:
@@ -75,10 +84,9 @@ def load(file: Path | None, overrides: list[str]) -> Config:
             raise ConfigError(f"--set {override}: write NAME=VALUE")
         given[name.strip()] = value.strip()
     settings = Config(config.DAEMON, given, where)
-    if settings.text("log.level") not in LEVELS:
-        raise ConfigError(f"{where}log.level = {settings['log.level']!r} is none of {', '.join(LEVELS)}")
-    if settings.text("cost.mode") not in MODES:
-        raise ConfigError(f"{where}cost.mode = {settings['cost.mode']!r} is none of {', '.join(MODES)}")
+    for name, known in (("log.level", LEVELS), ("cost.mode", MODES), ("policy.name", POLICIES)):
+        if settings.text(name) not in known:
+            raise ConfigError(f"{where}{name} = {settings[name]!r} is none of {', '.join(known)}")
     return settings
 
 
@@ -91,8 +99,10 @@ class Daemon:
     def __init__(self, settings: Config) -> None:
         self.settings = settings
         self.path = Path(settings.text("server.socket") or default_socket())
+        self.admin_path = Path(settings.text("admin.socket") or default_admin_socket(self.path))
         self._status = 0
         self._mover: Mover | None = None
+        self._admin: AdminService | None = None
         self._drained: bool | None = None  # whether the last flush before the end was good
 
     async def run(self) -> int:
@@ -108,7 +118,12 @@ class Daemon:
             lend_share=self.settings.number("lend.max_share"),
             lease_share=self.settings.number("lease.max_share"),
             table=_key_table(arena.size),
+            policy=self.settings.text("policy.name"),
+            session_table=_key_table(arena.size),
         )
+        self._store.retention.pins.share = self.settings.number("policy.pin_share")
+        self._store.retention.pins.usual_s = self.settings.number("policy.pin_s")
+        self._wiper = Wiper(self._store, arena, self._after_event)
         paths = [Path(path.strip()) for path in self.settings.text("nvme.paths").split(",") if path.strip()]
         experience = self._experience = Experience(self.settings, paths)
         decisions = self._store.decisions
@@ -132,21 +147,38 @@ class Daemon:
         server.on_join, server.on_leave = experience.joined, experience.left
         self._tick()
         server.listen(self.path)
+        log.info("kvtierd %s serves %s of RAM on %s", __version__, format_size(arena.size), self.path)
+        await self._serve_admin()
         gc.collect()
         gc.freeze()  # what lives as long as the daemon need not be walked again
-        log.info("kvtierd %s serves %s of RAM on %s", __version__, format_size(arena.size), self.path)
         await self._over.wait()
         await self._end()
         return self._status
+
+    async def _serve_admin(self) -> None:
+        """Engines are served meanwhile: they shall not wait until gRPC is loaded."""
+        try:
+            service = await asyncio.to_thread(importlib.import_module, "kvtier.admin.service")
+            admin = service.AdminService(self._store, self._after_event)
+            await admin.start(self.admin_path)
+        except OSError as error:  # out of descriptors, say: engines are served all the same
+            log.error("no admin API on %s: %s; restart kvtierd when that is cured", self.admin_path, error)
+            return
+        self._admin = admin
 
     async def _end(self) -> None:
         """Engines first, so that nothing new comes; then what they left is written."""
         self._server.close()
         self.path.unlink(missing_ok=True)
+        if self._admin is not None:  # what is being forgotten may still come to its end
+            stopping = asyncio.create_task(self._admin.stop(self.settings.number("nvme.drain_s")))
         if self._mover is not None:
             if not self._status and not await self._drain(self.settings.number("nvme.drain_s")):
                 log.warning("not all blocks could be written to the drives; raise nvme.drain_s if the drives are slow")
             self._mover.close()
+        if self._admin is not None:
+            await self._admin.stop(None)
+            await stopping
         await self._experience.end()
         log.info("kvtierd ends")
 
@@ -161,6 +193,7 @@ class Daemon:
     def _after_event(self) -> None:
         if self._mover is not None:
             self._mover.pump()
+        self._wiper.look()
         self._server.settle()
         for flush, is_durable in self._store.flushed():
             if flush == DRAIN:
@@ -172,9 +205,11 @@ class Daemon:
         """Time passes: for lookups that wait, for the write budget, for a drive that was full, for what is to be logged."""
         self._loop.call_later(TICK_S, self._tick)
         now = time.monotonic()
-        self._store.leases.replan(now)
+        self._store.tick(now)
         self._experience.tick(now)
         self._after_event()
+        if self._admin is not None:
+            self._admin.settle()
         self._server.beat()
 
     def _open_nvme(self, arena: _native.Arena, paths: list[Path]) -> NvmeTier | None:
@@ -187,7 +222,7 @@ class Daemon:
             log.warning("%s", note)
         found, tier.recovered = tier.recovered, Recovered()
         extents = Extents(tier.extents, tier.extent_bytes, tier.drives, _key_table(tier.extents * tier.extent_bytes))
-        odd = extents.recover(found.keys, found.places, found.sizes, found.namespaces, found.checksums)
+        odd = extents.recover(found.keys, found.places, found.sizes, found.namespaces, found.checksums, found.origins)
         budget = Budget(self.settings.number("nvme.endurance_dwpd") * tier.rated_bytes, time.monotonic())
         stage_s = self.settings.number("nvme.stage_deadline_ms") / 1e3
         self._store.attach(extents, budget, stage_s, found.remembered, self._experience.drives_link())
@@ -221,3 +256,29 @@ class Daemon:
         )
         self._status = EXIT_FAULT
         self._over.set()
+
+
+class Wiper:
+    """Overwrites with zeros what is to be forgotten of the arena, a piece at a time."""
+
+    def __init__(self, store: BlockStore, arena: _native.Arena, after_event: Callable[[], None]) -> None:
+        self._store, self._bytes, self._after_event = store, arena.view(), after_event
+        self._waiting: dict[int, int] = {}  # slot -> bytes
+        self._is_due = False
+
+    def look(self) -> None:
+        """To be called after whatever happened."""
+        self._waiting.update(self._store.wipes())
+        if self._waiting and not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._wipe)
+
+    def _wipe(self) -> None:
+        left = WIPE_BYTES
+        while self._waiting and left > 0:
+            slot, size = self._waiting.popitem()
+            self._bytes[slot * SLOT_UNIT : slot * SLOT_UNIT + size] = 0
+            self._store.wiped(slot)
+            left -= size
+        self._is_due = False
+        self._after_event()

@@ -5,11 +5,19 @@ import sys
 from pathlib import Path
 
 from kvtier import __version__, observer
-from kvtier.cli import calibrate, explain, simulate, size, stats, verify
+from kvtier.cli import calibrate, explain, sessions, simulate, size, stats, top, verbs, verify
 from kvtier.client import default_socket
 from kvtier.errors import ConfigError, DaemonError, KVTierError
 
-WITH_PARSERS = {"explain": explain, "calibrate": calibrate, "simulate": simulate, "size": size}
+WITH_PARSERS = {
+    "sessions": sessions,
+    "top": top,
+    **dict.fromkeys(verbs.VERBS, verbs),
+    "explain": explain,
+    "calibrate": calibrate,
+    "simulate": simulate,
+    "size": size,
+}
 
 
 def main() -> None:
@@ -70,6 +78,6 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     verified.add_argument("folder", type=Path, nargs="+", help="the folders of nvme.paths, in their order")
     verified.add_argument("--json", action="store_true", help="print one JSON object")
-    for subcommand in WITH_PARSERS.values():
+    for subcommand in dict.fromkeys(WITH_PARSERS.values()):
         subcommand.add_parser(commands)
     return parser

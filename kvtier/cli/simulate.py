@@ -16,12 +16,13 @@ from kvtier.replay import picture, report
 from kvtier.replay.arms import ARMS
 from kvtier.replay.caches import POLICIES
 from kvtier.replay.cluster import Shape, engines_needed
+from kvtier.replay.hits import STORE_POLICIES
 from kvtier.replay.node import CPU_BLOCKS_MIN, NVME_BLOCKS_MIN, Tiers
 from kvtier.replay.presets import BYTES_OF, GPUS, MODELS, gpu_of, model_of, speed_of
 from kvtier.replay.study import WHAT_IF_ARM, Findings, Question, answer
 from kvtier.replay.trace import BLOCK_TOKENS, Trace, read
 
-HIT_POLICIES = (*POLICIES, "kvtier")
+HIT_POLICIES = (*POLICIES, *STORE_POLICIES)
 HOST_LATENCY_S = 0.0001
 LOAD = 0.8  # of engines that have no cache at all, where their number is not given
 FILE_COLUMNS = 160  # where there is no terminal to ask
@@ -43,7 +44,7 @@ def add_parser(commands: Any) -> None:
     asked.add_argument("--arms", default=",".join(ARMS), metavar="A,B", help="%(default)s")
     asked.add_argument("--static-tokens", type=int, default=1024, metavar="N", help="threshold of static (%(default)d)")
     asked.add_argument("--capacities", default="1%,5%,10%,25%,50%", metavar="C,D", help="room in blocks (%(default)s)")
-    asked.add_argument("--policies", default=",".join(POLICIES), metavar="P,Q", help=f"of {', '.join(HIT_POLICIES)}")
+    asked.add_argument("--policy", default=",".join(POLICIES), metavar="P,Q", help=f"of {', '.join(HIT_POLICIES)}")
     asked.add_argument("--what-if", default="0", metavar="SIZE", help="the same with so much more RAM")
     asked.add_argument("--hits-only", action="store_true", help="hit rates, no waiting times")
     given = parser.add_argument_group("the trace")
@@ -106,7 +107,7 @@ def _question(given: argparse.Namespace) -> Question:
     _require_above(0, given, "speed", "nvme_gbs", "nvme_write_gbs", "block_tokens")
     _require_above(-1, given, "requests", "engines", "tp", "static_tokens", "processes")
     _require_above(-1e-9, given, "cpu_gbs", "nvme_latency_ms", "nvme_dwpd", "efficiency")
-    policies = _names(given.policies, HIT_POLICIES, "policy", "--policies")
+    policies = _names(given.policy, HIT_POLICIES, "policy", "--policy")
     arms = _names(given.arms, tuple(ARMS), "arm", "--arms")
     trace = read(given.trace, given.block_tokens)
     trace = (trace.first(given.requests) if given.requests else trace).faster(given.speed)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kvtier.config import format_size
 from kvtier.observer import ask
 from kvtier.stats import COUNTERS
 
+FLOWS = {"cpu": ("saved_bytes", "loaded_bytes"), "nvme": ("demoted_bytes", "promoted_bytes")}  # in, out
 RATE_S = 0.2  # with -1: how long rates are measured
 
 
@@ -42,19 +44,18 @@ def render(before: dict[str, Any], now: dict[str, Any]) -> Group:
     pinned = "pinned" if arena["pinned"] else "not pinned"
     title = f"kvtierd {now['version']}  up {_duration(now['uptime_s'])}  pid {now['pid']}  arena {pages}, {pinned}"
     drives = [_drives(now["tiers"]["nvme"])] if "nvme" in now["tiers"] else []
-    return Group(title, _tiers(before, now), *drives, _engines(now), _decisions(now), _counters(now))
+    return Group(title, _tiers(before, now), *drives, _engines(now), _sessions(now), _decisions(now), _counters(now))
+
+
+def rate(before: Mapping[str, Any], now: Mapping[str, Any], counter: str) -> float:
+    """In thousands of millions a second."""
+    if now["generation"] != before["generation"]:  # of another daemon
+        return 0.0
+    return (now["counters"][counter] - before["counters"][counter]) / max(1e-9, now["uptime_s"] - before["uptime_s"]) / 1e9
 
 
 def _tiers(before: dict[str, Any], now: dict[str, Any]) -> Table:
-    seconds = max(1e-9, now["uptime_s"] - before["uptime_s"])
-    same = now["generation"] == before["generation"]
-
-    def rate(counter: str) -> str:
-        grown = now["counters"][counter] - before["counters"][counter] if same else 0
-        return f"{grown / seconds / 1e9:.2f}"
-
     shown = table("tier", "capacity", "used", "blocks", "lent", "leased", "hit tokens", "GB/s in", "GB/s out")
-    flows = {"cpu": ("saved_bytes", "loaded_bytes"), "nvme": ("demoted_bytes", "promoted_bytes")}
     for name, tier in now["tiers"].items():
         used = f"{format_size(tier['used_bytes'])} ({tier['used_bytes'] / tier['capacity_bytes']:.0%})"
         shown.add_row(
@@ -65,7 +66,7 @@ def _tiers(before: dict[str, Any], now: dict[str, Any]) -> Table:
             format_size(tier["lent_bytes"]) if "lent_bytes" in tier else "",
             format_size(tier["leased_bytes"]) if "leased_bytes" in tier else "",
             f"{tier['hit_tokens']:,}" if "hit_tokens" in tier else "",
-            *map(rate, flows[name]),
+            *(f"{rate(before, now, counter):.2f}" for counter in FLOWS[name]),
         )
     return shown
 
@@ -103,6 +104,19 @@ def _engines(now: dict[str, Any]) -> Table:
         )
     if not now["engines"]:
         shown.add_row("none is connected")
+    return shown
+
+
+def _sessions(now: dict[str, Any]) -> Table:
+    """How many there are in each state; `kvtier sessions` lists them."""
+    kept = now["retention"]
+    shown = table("sessions", *kept["sessions"], "pinned", "pins at most")
+    shown.add_row(
+        f"{sum(kept['sessions'].values()):,}",
+        *(f"{n:,}" for n in kept["sessions"].values()),
+        format_size(kept["pinned_bytes"]),
+        format_size(kept["pin_quota_bytes"]),
+    )
     return shown
 
 

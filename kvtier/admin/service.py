@@ -1,0 +1,184 @@
+"""AdminService: what is said of idle sessions, carried out on the daemon's event loop.
+
+Each call has a turn of the loop of its own, as what engines say has. A fault there is the loop's, and ends the daemon;
+gRPC would keep it to itself.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kvtier.admin import CALLS_MAX, MESSAGE_BYTES_MAX, admin_pb2, target_of
+from kvtier.admin.admin_pb2_grpc import AdminServicer, add_AdminServicer_to_server
+from kvtier.errors import DaemonError
+from kvtier.hints import SESSION_MAX
+from kvtier.listener import make_way, only_the_owner
+from kvtier.listing import LIMIT_MAX, SORTS
+from kvtier.store import BlockStore
+
+SERVICE = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+SESSIONS_USUAL = 100  # in an answer
+PIN_S_MAX = 365 * 86_400.0
+TENANT_DIGITS = 12
+SPARE_BYTES, FRAMING_BYTES = 1024, 16  # of a full answer, and of each session in it
+OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+)
+CURE = "`kvtier sessions` lists those that are known"
+
+T = TypeVar("T")
+
+
+class AdminService(AdminServicer):
+    def __init__(self, store: BlockStore, after_event: Callable[[], None]) -> None:
+        self._retention = store.retention
+        self._after_event = after_event
+        self._forgetting: dict[int, asyncio.Future[dict[str, object]]] = {}  # ticket -> who waits
+        self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
+        self._health = health.aio.HealthServicer()
+
+    # --- its life --------------------------------------------------------------------------------------------
+
+    async def start(self, path: Path) -> None:
+        """Serves on the running loop. DaemonError when the path can't be had or another kvtierd has it."""
+        add_AdminServicer_to_server(self, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        make_way(path, "admin.socket")
+        try:
+            with only_the_owner():
+                self._server.add_insecure_port(target_of(path))
+        except RuntimeError:
+            raise DaemonError(f"can't listen on {path}; set admin.socket") from None
+        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+
+    async def stop(self, grace_s: float | None) -> None:
+        """New calls are refused now; those that run may end within the time. May be called again with less."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+    def settle(self) -> None:
+        """To be called a few times a second: answers the calls of which all is done."""
+        for ticket, proof in self._retention.forgotten():
+            waiting = self._forgetting.pop(ticket, None)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(proof)
+
+    # --- the calls -------------------------------------------------------------------------------------------
+
+    async def ListSessions(
+        self, request: admin_pb2.ListSessionsRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ListSessionsResponse:
+        """As many of the first as fit a message."""
+        sort = request.sort or SORTS[0]
+        if sort not in SORTS:
+            await _refuse(context, f"sort: {sort[:SESSION_MAX]!r} is none of {', '.join(SORTS)}")
+        await _check(request.session, request.tenant, context)
+        limit = min(request.limit or SESSIONS_USUAL, LIMIT_MAX)
+
+        def listed(now: float) -> tuple[list[dict], int]:
+            states = self._retention.snapshot(now)["sessions"]
+            assert isinstance(states, dict)
+            return self._retention.sessions(now, sort, limit, request.session, request.tenant), sum(states.values())
+
+        rows, known = await self._in_turn(listed)
+        answer = admin_pb2.ListSessionsResponse(known=known)
+        left = MESSAGE_BYTES_MAX - SPARE_BYTES
+        for row in rows:
+            session = admin_pb2.Session(**row)
+            left -= session.ByteSize() + FRAMING_BYTES
+            if left < 0:
+                break
+            answer.sessions.append(session)
+        return answer
+
+    async def Warm(self, request: admin_pb2.WarmRequest, context: grpc.aio.ServicerContext) -> admin_pb2.WarmResponse:
+        await self._known(request.session, request.tenant, context)
+        warm = self._retention.warm
+        return admin_pb2.WarmResponse(blocks=await self._in_turn(lambda now: warm(request.session, now, request.tenant)))
+
+    async def Park(self, request: admin_pb2.ParkRequest, context: grpc.aio.ServicerContext) -> admin_pb2.ParkResponse:
+        await self._known(request.session, request.tenant, context)
+        park = self._retention.park
+        return admin_pb2.ParkResponse(blocks=await self._in_turn(lambda now: park(request.session, now, request.tenant)))
+
+    async def Pin(self, request: admin_pb2.PinRequest, context: grpc.aio.ServicerContext) -> admin_pb2.PinResponse:
+        seconds = request.seconds if request.HasField("seconds") else self._retention.pins.usual_s
+        if not math.isfinite(seconds) or not 0 <= seconds <= PIN_S_MAX:
+            await _refuse(context, f"seconds: {seconds:g} is not between 0 and {PIN_S_MAX:.0f}")
+        await self._known(request.session, request.tenant, context)
+        pin = self._retention.pin
+        blocks = await self._in_turn(lambda now: pin(request.session, seconds, now, request.tenant))
+        return admin_pb2.PinResponse(blocks=blocks)
+
+    async def End(self, request: admin_pb2.EndRequest, context: grpc.aio.ServicerContext) -> admin_pb2.EndResponse:
+        await self._known(request.session, request.tenant, context)
+        end = self._retention.end
+        return admin_pb2.EndResponse(sessions=await self._in_turn(lambda now: end(request.session, now, request.tenant)))
+
+    async def Forget(self, request: admin_pb2.ForgetRequest, context: grpc.aio.ServicerContext) -> admin_pb2.ForgetResponse:
+        """Of what drives kept over a restart nobody knows the name, but whose it is: so it is tried for any name, and
+        the proof says whether there was something."""
+        if not request.session and not request.tenant:
+            await _refuse(context, "session, tenant: name one")
+        await _check(request.session, request.tenant, context)
+        over: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
+
+        def forget(now: float) -> None:
+            self._forgetting[self._retention.forget(request.session, request.tenant, now)] = over
+
+        await self._in_turn(forget)
+        proof = await over
+        answer = admin_pb2.ForgetResponse(**proof)  # type: ignore[arg-type]
+        if not answer.sessions and not any(answer.blocks.values()) and not answer.shared_blocks_kept:
+            await _unknown(context, request.session, request.tenant)
+        return answer
+
+    # --- shared by them --------------------------------------------------------------------------------------
+
+    async def _known(self, session: str, tenant: str, context: grpc.aio.ServicerContext) -> None:
+        """Or the call ends here."""
+        if not session:
+            await _refuse(context, "session: name one")
+        await _check(session, tenant, context)
+        if not self._retention.knows(session, tenant):
+            await _unknown(context, session, tenant)
+
+    async def _in_turn(self, work: Callable[[float], T]) -> T:
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def turn() -> None:
+            if not answer.done():  # else the caller has gone away
+                answer.set_result(work(time.monotonic()))
+                self._after_event()
+
+        asyncio.get_running_loop().call_soon(turn)
+        return await answer
+
+
+async def _check(session: str, tenant: str, context: grpc.aio.ServicerContext) -> None:
+    if len(session) > SESSION_MAX:
+        await _refuse(context, f"session: a name has at most {SESSION_MAX} letters")
+    if tenant and (len(tenant) != TENANT_DIGITS or not set(tenant) <= set("0123456789abcdef")):
+        await _refuse(context, f"tenant: {TENANT_DIGITS} hex digits, as `kvtier sessions` lists it")
+
+
+async def _unknown(context: grpc.aio.ServicerContext, session: str, tenant: str) -> NoReturn:
+    what = f"session {session!r}" if session else "session"
+    of = f" of tenant {tenant}" if tenant else ""
+    await context.abort(grpc.StatusCode.NOT_FOUND, f"no {what}{of} is known; {CURE}")
+    raise AssertionError("abort raises")
+
+
+async def _refuse(context: grpc.aio.ServicerContext, message: str) -> NoReturn:
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
+    raise AssertionError("abort raises")
