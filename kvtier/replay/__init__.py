@@ -2,9 +2,11 @@
 
 trace      requests, as Mooncake's JSONL has them
 presets    models and GPUs: bytes a token, seconds a prompt
+sessions   what clients that know their conversations would have said
 caches     hit rates of reference policies
 clock      events, links, an engine's pace
 node       a node's tiers: the BlockStore that kvtierd runs, on drives that only take time
+hits       hit rates of the store with each of its policies
 arms       what is fetched
 cluster    engines, a node and a trace: who waits how long
 study      a question, and everything that was found

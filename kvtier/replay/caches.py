@@ -8,7 +8,8 @@ candidates to stay when it goes.
                take in what is read later than all it has. Of one request's blocks the tail goes first. So it keeps whole
                prefixes, and no policy has more hits.
     lru        the least recently used goes first, and the tail of a request before its head
-    kvtier     the daemon's own BlockStore, with everything that it does beyond lru
+
+They keep what was published: also the last, partial block of a prompt. The daemon's own policies: hits.py.
 """
 
 import heapq

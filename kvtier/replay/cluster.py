@@ -172,7 +172,7 @@ class _Cluster:
             return engine.backlog_s(now) + prefill.seconds(resident, request.prompt_tokens)
 
         engine = min(self._engines, key=answers_in)
-        job = _Job(number, request, keys_of(request.blocks), engine, resident_of[engine.name])
+        job = _Job(number, request, keys_of(trace.whole(request)), engine, resident_of[engine.name])
         backlog_s = engine.backlog_s(now)
         engine.queue.append(job)
         self._expect(job)
@@ -182,18 +182,17 @@ class _Cluster:
 
     def _asks(self, job: _Job, backlog_s: float) -> bool:
         """Whether something may be fetched for it."""
-        if self._node is None or job.resident == len(job.request.blocks):
+        if self._node is None or not job.keys:
             return False
         engine, trace = job.engine, self._trace
         job.in_ram, matched = self._node.match(job.keys, job.resident)
         resident = trace.hit_tokens(job.request, job.resident)
         matched_tokens = trace.hit_tokens(job.request, job.resident + matched) - resident
+        ask = Ask(str(job.number), job.request.prompt_tokens, resident, backlog_s)
         if not asks(self._arm, matched_tokens, self._shape.static_tokens):
+            self._node.notice(engine.name, job.number, job.keys, ask)
             return False
         self._say_pace(engine)
-        ask = Ask()
-        if self._decides:
-            ask = Ask(str(job.number), job.request.prompt_tokens, resident, backlog_s)
         job.is_open = True
         self._waiting[engine.name, job.number] = job
         slots = self._node.lookup(engine.name, job.number, job.keys, job.resident, ask)
@@ -271,7 +270,8 @@ class _Cluster:
         if self._node is not None:
             self._learn(job)
             self._say_outcome(job, begun)
-            self._node.save(engine.name, job.keys)
+            self._node.save(engine.name, job.keys, str(job.number))
+            self._node.end(engine.name, job.keys, str(job.number))
         self._done += 1
         self._progress(self._done)
         self._advance(engine)

@@ -12,7 +12,7 @@ import numpy as np
 
 from kvtier.admission import Budget
 from kvtier.arena import SLAB_ALIGN, SLABS_MIN, slab_bytes_for
-from kvtier.block import ABSENT, BELOW, KEY_BYTES, SLOT_UNIT, leading
+from kvtier.block import ABSENT, KEY_BYTES, SLOT_UNIT, leading
 from kvtier.config import DAEMON, Config
 from kvtier.deciding import ENGINE_BYTES_PER_S, ENGINE_LATENCY_S
 from kvtier.decision import Ask
@@ -20,7 +20,7 @@ from kvtier.estimators import Link, Prefill
 from kvtier.extents import EXTENT_BYTES_MIN, Extents, extent_bytes_for
 from kvtier.guard import Guard
 from kvtier.replay.clock import Clock, Wire
-from kvtier.replay.trace import Trace
+from kvtier.session import Hints
 from kvtier.staging import READING_BYTES_MAX
 from kvtier.store import DRIVE_BYTES_PER_S, DRIVE_LATENCY_S, BlockStore
 from kvtier.transfer import Demote, Finished, Promote, Transfer
@@ -29,7 +29,8 @@ NAMESPACE = bytes(32)
 CPU_BLOCKS_MIN, NVME_BLOCKS_MIN = SLAB_ALIGN // SLOT_UNIT, 2 * EXTENT_BYTES_MIN // SLOT_UNIT
 LEND_BLOCKS = 32  # an engine's slots to save into
 RECORD_S = 0.001  # to write down that something is remembered or forgotten
-REPLAN_S = 0.05  # how often waiting is thought over
+REPLAN_S = TICK_S = 0.05  # how often waiting is thought over, and what idle sessions may want
+POLICY = "value"  # kvtierd's own
 FOR_EVER_S = 1e12
 _DEFAULTS = Config(DAEMON, {})
 
@@ -51,10 +52,20 @@ Answered = Callable[[str, int, np.ndarray], None]
 
 class Node:
     def __init__(
-        self, clock: Clock, tiers: Tiers, block_bytes: int, block_tokens: int, decides: bool, knows: Link | None = None
+        self,
+        clock: Clock,
+        tiers: Tiers,
+        block_bytes: int,
+        block_tokens: int,
+        decides: bool,
+        knows: Link | None = None,
+        policy: str = POLICY,
+        share: float = 0.0,
     ) -> None:
         """`decides`: what is fetched is the store's own decision; else it gives all it is asked for, however long it
-        takes. `knows`: it needn't learn how fast everything is; the link from RAM to an engine, in true bytes."""
+        takes. `knows`: it needn't learn how fast everything is; the link from RAM to an engine, in true bytes. `policy`:
+        the store's, which chooses what leaves RAM. `share`: of RAM that engines may hold, and that leases may; 0: as
+        kvtierd has it."""
         self.answered: Answered = lambda engine, lease, slots: None  # who wants to hear of lookups that had to wait
         self.reads = Wire(clock, tiers.nvme_latency_s, tiers.nvme_read_bytes_per_s)
         self.writes = Wire(clock, tiers.nvme_latency_s, tiers.nvme_write_bytes_per_s)
@@ -65,8 +76,9 @@ class Node:
         self._replans = False
         self.store = BlockStore(
             whole_slabs(int(tiers.cpu_bytes / self._scale)),
-            lend_share=_DEFAULTS.number("lend.max_share"),
-            lease_share=_DEFAULTS.number("lease.max_share"),
+            lend_share=share or _DEFAULTS.number("lend.max_share"),
+            lease_share=share or _DEFAULTS.number("lease.max_share"),
+            policy=policy,
         )
         self.store.decisions.mode = "decide" if decides else "always"
         self.store.decisions.guard = Guard(_DEFAULTS.number("cost.holdout") if decides and knows is None else 0.0)
@@ -84,17 +96,18 @@ class Node:
         assert self.store.lower is not None
         # So much is read at once of true blocks; of ours it would be all that anybody waits for.
         self.store.lower.staging.bytes_max = max(1, READING_BYTES_MAX // self.block_bytes) * SLOT_UNIT
+        self._tick()
 
     def _scaled(self, link: Link) -> Link:
         return Link(link.latency_s, link.bytes_per_s / self._scale)
 
     # --- engines -----------------------------------------------------------------------------------------------
 
-    def join(self, engine: str) -> None:
+    def join(self, engine: str, lend: int = LEND_BLOCKS) -> None:
         self._lent[engine] = []
         link = self._scaled(self._knows or Link(ENGINE_LATENCY_S, ENGINE_BYTES_PER_S))
         self.store.decisions.engine_link = (link.latency_s, link.bytes_per_s)
-        self.store.join(engine, NAMESPACE, SLOT_UNIT, self._block_tokens, LEND_BLOCKS, self._clock.now)
+        self.store.join(engine, NAMESPACE, SLOT_UNIT, self._block_tokens, lend, self._clock.now)
         self.settle()
 
     def pace(self, engine: str, prefill: Prefill, arrivals_per_s: float, busy: float) -> None:
@@ -112,6 +125,10 @@ class Node:
             is_here |= self.store.lower.extents.find(rest) != ABSENT
         return in_ram, leading(is_here)
 
+    def begin(self, engine: str, request: str, hints: Hints) -> None:
+        """What a client says of its request, before the lookup."""
+        self.store.begin(engine, request, hints, self._clock.now)
+
     def lookup(self, engine: str, lease: int, keys: bytes, skip: int, ask: Ask) -> np.ndarray | None:
         """Slots; or None, and `answered` hears of it later."""
         slots = self.store.lookup(engine, lease, keys, skip, self._clock.now, ask)
@@ -121,6 +138,11 @@ class Node:
             self._clock.at(self._clock.now + REPLAN_S, self._replan)
         return slots
 
+    def notice(self, engine: str, lease: int, keys: bytes, ask: Ask) -> None:
+        """A request that wants nothing; the store sees whose it is."""
+        self.store.lookup(engine, lease, keys, len(keys) // KEY_BYTES, self._clock.now, ask)
+        self.store.release(engine, lease, 0, self._clock.now)
+
     def due(self, engine: str, lease: int) -> None:
         self.store.due(engine, lease, self._clock.now)
         self.settle()
@@ -129,22 +151,24 @@ class Node:
         self.store.release(engine, lease, loaded, self._clock.now, load_s)
         self.settle()
 
-    def save(self, engine: str, keys: bytes) -> None:
-        """What of these is nowhere yet, as far as there are slots; then all of them were used."""
-        names = np.frombuffer(keys, f"V{KEY_BYTES}")
+    def save(self, engine: str, keys: bytes, request: str) -> None:
+        """What of these, a prompt's, is nowhere yet, as far as there are slots."""
         is_new = self.store.ram.index.find(keys) == ABSENT
         if self.store.lower is not None:
             is_new &= self.store.lower.extents.find(keys) == ABSENT
-        new = names[is_new]
         lent = self._lent[engine]
+        new, parents = unpacked(keys)[is_new], unpacked(parents_of(keys))[is_new]
         while len(new) and lent:
             n = min(len(new), len(lent))
             slots = np.array(lent[-n:], dtype=np.uint32)
             del lent[-n:]
-            self.store.commit(engine, new[:n].tobytes(), slots)
-            new = new[n:]
+            self.store.commit(engine, new[:n].tobytes(), slots, parents[:n].tobytes(), request, self._clock.now)
+            new, parents = new[n:], parents[n:]
             self.settle()
-        self.store.touch(keys)
+
+    def end(self, engine: str, keys: bytes, request: str) -> None:
+        """The request is over; all of these were used."""
+        self.store.touch(engine, keys, request, self._clock.now)
         self.settle()
 
     # --- the drives --------------------------------------------------------------------------------------------
@@ -175,29 +199,18 @@ class Node:
 
         self._clock.at(when, finish)
 
+    def _tick(self) -> None:
+        """Time passes for sessions, as it does in the daemon."""
+        self.store.retention.tick(self._clock.now)
+        self.settle()
+        self._clock.at(self._clock.now + TICK_S, self._tick)
+
     def _replan(self) -> None:
         self._replans = bool(self.store.leases.waiting())
         if self._replans:
             self.store.leases.replan(self._clock.now)
             self.settle()
             self._clock.at(self._clock.now + REPLAN_S, self._replan)
-
-
-def lru_of_store(trace: Trace, capacity: int) -> int:
-    """Hit tokens of a BlockStore that holds so many blocks, where nothing takes time. What an engine is lent to save
-    into holds no block, so it is a little less than a cache of this size could have."""
-    node = Node(Clock(), Tiers(capacity * SLOT_UNIT), SLOT_UNIT, trace.block_tokens, decides=False)
-    node.join("engine")
-    hits = 0
-    for number, request in enumerate(trace.requests):
-        keys = keys_of(request.blocks)
-        slots = node.lookup("engine", number, keys, 0, Ask())
-        assert slots is not None
-        n = leading(slots < BELOW)
-        hits += trace.hit_tokens(request, n)
-        node.release("engine", number, n, 0.0)
-        node.save("engine", keys)
-    return hits
 
 
 def whole_slabs(size: int) -> int:
@@ -211,3 +224,13 @@ def whole_slabs(size: int) -> int:
 
 def keys_of(blocks: Sequence[int]) -> bytes:
     return np.array([(block + 1, 0) for block in blocks], dtype="<u8").tobytes()
+
+
+def parents_of(keys: bytes) -> bytes:
+    """Of a prompt's blocks: the key of the one before, and nothing before the first."""
+    return (bytes(KEY_BYTES) + keys)[: len(keys)]
+
+
+def unpacked(keys: bytes) -> np.ndarray:
+    """One element a key, to choose some of them."""
+    return np.frombuffer(keys, f"V{KEY_BYTES}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from kvtier.replay.caches import POLICIES
 from kvtier.replay.cluster import Outcome, Shape, replay
-from kvtier.replay.node import lru_of_store
+from kvtier.replay.hits import STORE_POLICIES, hits_of_store
 from kvtier.replay.trace import Trace
 
 POLL_S = 0.2
@@ -116,8 +116,9 @@ def _begin(traces: list[Trace], done: MutableSequence[int]) -> None:
 
 def _hits(policy: str, capacity: int) -> float:
     trace = _traces[0]
-    count = POLICIES.get(policy, lru_of_store)
-    return count(trace, capacity) / trace.prompt_tokens
+    if policy in STORE_POLICIES:
+        return hits_of_store(trace, capacity, STORE_POLICIES[policy]) / trace.prompt_tokens
+    return POLICIES[policy](trace, capacity) / trace.prompt_tokens
 
 
 def _replay(number: int, shape: Shape, arm: str) -> Outcome:

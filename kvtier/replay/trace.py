@@ -4,7 +4,8 @@
 
 `timestamp` in ms; `hash_ids` names the blocks of the prompt, `block_tokens` tokens each, the last of them maybe partial.
 An id stands for its block and all before it; ids that don't are chained here, so that this holds for whatever was read.
-A line may have a `session_id` and a `delay` in place of a timestamp: ms after the session's former line.
+A line may name its session (`session`, or `session_id`), and have a `delay` in place of a timestamp: ms after the session's
+former line.
 """
 
 import json
@@ -30,6 +31,7 @@ class Request:
     prompt_tokens: int
     output_tokens: int
     blocks: tuple[int, ...]  # numbers of this trace: equal for equal blocks after equal ones
+    session: str = ""  # as the trace has it; "": it doesn't say
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class Trace:
     def hit_tokens(self, request: Request, blocks: int) -> int:
         """What its first `blocks` blocks are worth."""
         return min(request.prompt_tokens, blocks * self.block_tokens)
+
+    def whole(self, request: Request) -> tuple[int, ...]:
+        """Its blocks without the last, partial one: what an engine saves."""
+        return request.blocks[: request.prompt_tokens // self.block_tokens]
 
     def first(self, requests: int) -> "Trace":
         return replace(self, requests=self.requests[:requests])
@@ -96,9 +102,14 @@ def _requests(path: Path, lines: Iterable[str]) -> Iterator[Request]:
             continue
         try:
             said = json.loads(text)
-            at = _timestamp(said, last_of)
+            session = said.get("session", said.get("session_id"))
+            at = _timestamp(said, session, last_of)
             yield Request(
-                at / 1000, int(said["input_length"]), int(said.get("output_length", 0)), _chained(said["hash_ids"], numbers)
+                at / 1000,
+                int(said["input_length"]),
+                int(said.get("output_length", 0)),
+                _chained(said["hash_ids"], numbers),
+                "" if session is None else str(session),
             )
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             lacks = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -107,9 +118,8 @@ def _requests(path: Path, lines: Iterable[str]) -> Iterator[Request]:
             ) from None
 
 
-def _timestamp(said: dict[str, Any], last_of: dict[object, float]) -> float:
+def _timestamp(said: dict[str, Any], session: object, last_of: dict[object, float]) -> float:
     """ms."""
-    session = said.get("session_id")
     if "timestamp" in said:
         at = float(said["timestamp"])
     elif session is not None and "delay" in said:
