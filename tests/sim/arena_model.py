@@ -46,6 +46,14 @@ class ArenaModel:
             self._writer[unit] = ""
             self._holds[unit] = content[unit - slot] if content else None
 
+    def wipe(self, units: list[int]) -> None:
+        """Zeros from now on, by the daemon itself."""
+        self.changes += 1
+        for unit in units:
+            assert not self._writer[unit] and not self._readers[unit], f"unit {unit} is wiped while it is used"
+            self._writes[unit] += 1
+            self._holds[unit] = None
+
     def content(self, units: list[int]) -> list:
         return [self._holds[unit] for unit in units]
 

@@ -1,6 +1,6 @@
 import pytest
 
-SEEDS = 90
+SEEDS = 40
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,19 +11,20 @@ from kvtier.block import SLOT_UNIT, BlockKey, unpack_keys
 from kvtier.extents import Extents
 from kvtier.store import DRIVE_BYTES_PER_S, DRIVE_LATENCY_S
 from kvtier.tiers.base import Recovered
-from kvtier.transfer import Demote, Finished, Flush, Forget, Promote, Remember, Transfer
+from kvtier.transfer import Demote, Erase, Finished, Flush, Forget, Promote, Remember, Transfer
 
+from .arena_model import Meaning
 from .drives_link import HeardLink
-from .expected_below import ExpectedBelow
-from .tier_model import ROTTEN, Disks, Luck, TierModel
+from .expected_below import ExpectedBelow, Wanted
+from .expected_sessions import Oblivion
+from .tier_model import ROTTEN, ZEROS, Disks, Luck, TierModel
 
 if TYPE_CHECKING:
     from .simulation import Simulation
 
 EXTENT_UNITS = 32
-TICK_S = 0.05  # how often lookups are answered whose time is over
 BUDGETS = (*[2**40] * 4, 2**25, 2**21)  # bytes a day
-REFUSALS = ("refused_budget", "refused_first_use", "refused_queue", "refused_too_large")
+REFUSALS = ("refused_no_disk", "refused_ended", "refused_budget", "refused_first_use", "refused_queue", "refused_too_large")
 LUCK = (
     Luck(io=0.01),
     *[Luck(io=0.1, rots=0.15, hangs=0.03, late=0.2)] * 2,
@@ -41,7 +42,6 @@ class Drives:
         self.luck = sim.random.choice(LUCK)
         self.stage_s = sim.random.choice((0.05, 1.0, 3.0))
         self._wakes_at: float | None = None
-        self._ticks = False
         self._flushes = 0
         self._at_flush: dict[int, dict[BlockKey, int]] = {}  # ticket -> what lay where when it was started
         # What a crash must bring back, and what it must not:
@@ -57,7 +57,7 @@ class Drives:
         self._judge_recovered(recovered)
         self.extents = Extents(disks.extents, EXTENT_UNITS * SLOT_UNIT, disks.drives)
         odd = self.extents.recover(
-            recovered.keys, recovered.places, recovered.sizes, recovered.namespaces, recovered.checksums
+            recovered.keys, recovered.places, recovered.sizes, recovered.namespaces, recovered.checksums, recovered.origins
         )
         assert not odd, "what the tier recovered doesn't fit"
         link = HeardLink(lambda: sim.now, DRIVE_LATENCY_S, DRIVE_BYTES_PER_S)
@@ -66,6 +66,7 @@ class Drives:
             sim.expected, sim.store.ram.slots.capacity, self.bytes_per_day, self.stage_s, sim.now, link
         )
         sim.expected.below.recover(recovered)
+        self._hear_of_ahead()
 
     def crash(self) -> None:
         """With the daemon. What was being written is garbage."""
@@ -73,7 +74,7 @@ class Drives:
             if isinstance(mine.order, Demote) and not mine.refused:
                 self.disks.content.pop(mine.order.place, None)
         self.disks = self.tier.crash()
-        self._wakes_at, self._ticks = None, False
+        self._wakes_at = None
         self._at_flush.clear()
         self._dying.clear()
 
@@ -88,9 +89,6 @@ class Drives:
             self._note_order(order)
             self.tier.start(order)
         self._wake()
-        if sim.store.leases.waiting() and not self._ticks:
-            self._ticks = True
-            self._at(sim.now + TICK_S, "ticks", self._tick)
 
     def due(self, engine: str, lease: int) -> None:
         below, now = self._below, self.sim.now
@@ -99,6 +97,14 @@ class Drives:
         self.sim.expected.decisions.due((engine, lease), now)
         if (engine, lease) in below.waiting:
             below.replan(outlook, now)
+
+    def tick(self) -> None:
+        """The store has a tick after this one's outlook."""
+        outlook = self._below.outlook(self.sim.now)
+        self.sim.store.tick(self.sim.now)
+        self._below.replan(outlook, self.sim.now)
+        late = [asker for asker, mine in self.sim.store.lower.staging.waiting.items() if mine.until <= self.sim.now]
+        assert not late, f"{late} wait longer than any lookup may"
 
     def flush(self) -> None:
         self._flushes += 1
@@ -115,14 +121,51 @@ class Drives:
         for key in keys:
             self._durable.pop(key, None)
 
+    def note_expired(self) -> None:
+        """What was dropped need not come back."""
+        lying = {key: lying.place for key, lying in self._below.blocks.items()}
+        self._durable = {key: place for key, place in self._durable.items() if lying.get(key) == place}
+
+    def forget(self, ticket: int) -> None:
+        """The store was told to; what of it was durable will be erased."""
+        sessions, lower = self.sim.expected.sessions, self.sim.store.lower
+        oblivion = sessions.oblivions[ticket]
+        self._below.note_erasing(lower._erasing - self._below.erasing, oblivion)
+        self._durable = {key: place for key, place in self._durable.items() if place not in oblivion.places}
+
+    def nothing_is_left_of(self, oblivion: Oblivion, meanings: set[Meaning]) -> None:
+        for place in oblivion.places:
+            content = self.disks.content.get(place)
+            is_theirs = isinstance(content, list) and any(isinstance(c, tuple) and c[0] in meanings for c in content)
+            assert not is_theirs, f"bytes of it are at place {place}"
+            assert place not in self.disks.records or self.disks.records[place].demote.key not in oblivion.keys
+        self._dead |= oblivion.keys
+
     def check_content(self) -> None:
         """What the store could order to be read lies there whole, or has rotted since."""
         for key, lying in self._below.blocks.items():
             content = self.disks.content.get(lying.place)
-            assert content in (ROTTEN, self.sim.contents[key]), f"place {lying.place} doesn't hold what it should"
+            erased = [ZEROS] * (lying.size // SLOT_UNIT)  # its record survived a crash that it did not
+            assert content in (ROTTEN, erased, self.sim.contents[key]), f"place {lying.place} doesn't hold what it should"
 
     def refusals(self) -> int:
         return sum(self.sim.store.stats[name] for name in REFUSALS)
+
+    def _hear_of_ahead(self) -> None:
+        """What is read before somebody asks for it."""
+        staging, below = self.sim.store.lower.staging, self._below
+        sound = staging.begin_ahead
+
+        def begin_ahead(wanted: list, due: float, worth: float) -> int:
+            known = {read.order.key for read in below.reads.values()} | {one.key for _, one, _ in below.ahead}
+            for one in wanted:
+                if one.key not in known:
+                    known.add(one.key)
+                    below.ahead.append((due, Wanted(one.key, one.place, one.size, one.parent), worth))
+            below.ahead.sort(key=lambda one: one[0])
+            return sound(wanted, due, worth)
+
+        staging.begin_ahead = begin_ahead
 
     # --- how ---------------------------------------------------------------------------------------------------
 
@@ -156,15 +199,6 @@ class Drives:
         if self.sim.chance(0.1):
             self.flush()
 
-    def _tick(self) -> None:
-        self._ticks = False
-        self.sim.store_was_called()
-        outlook = self._below.outlook(self.sim.now)
-        self.sim.store.leases.replan(self.sim.now)
-        self._below.replan(outlook, self.sim.now)
-        late = [asker for asker, mine in self.sim.store.lower.staging.waiting.items() if mine.until <= self.sim.now]
-        assert not late, f"{late} wait longer than any lookup may"
-
     # --- what survives -----------------------------------------------------------------------------------------
 
     def _note_order(self, order: Transfer) -> None:
@@ -172,6 +206,8 @@ class Drives:
             self._at_flush[order.ticket] = {key: lying.place for key, lying in self._below.blocks.items()}
         elif isinstance(order, Forget):
             self._durable = {key: place for key, place in self._durable.items() if not order.first <= place < order.end}
+        elif isinstance(order, Erase):
+            self._durable = {key: place for key, place in self._durable.items() if place != order.place}
         elif isinstance(order, Demote):
             for keys in (self._dead, *(keys for _, _, keys in self._dying)):
                 keys.discard(order.key)  # an engine that was not reset saved it again

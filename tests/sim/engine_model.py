@@ -12,44 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvtier.block import ABSENT, BELOW, BlockKey, block_key, namespace_secret, private_secret
-from kvtier.decision import Ask
+from kvtier.block import ABSENT, BELOW, block_key, namespace_secret, private_secret
+from kvtier.session import NOTHING
 
-from .arena_model import ArenaModel, Meaning, part_of
+from .arena_model import Meaning, part_of
 from .asking import Asking
+from .jobs import Job, Request
 
 if TYPE_CHECKING:
     from .simulation import Namespace, Simulation
 
 ROOT = b"the daemon's root"
-CONVERSATIONS, BLOCKS_MAX = 5, 6
 BUSY_UNTIL = 10.0  # simulated seconds in which engines begin requests and come back
-
-
-@dataclass(eq=False)
-class Request:
-    keys: list[BlockKey]
-    meanings: list[Meaning]
-    conversation: int
-    ask: Ask = field(default_factory=Ask)
-    lease: int = 0
-    barred: bool = False  # its KV is from before a reset
-
-
-@dataclass(eq=False)
-class Job:
-    """A copy of some blocks of a request, by every rank."""
-
-    request: Request
-    name: str
-    arena: ArenaModel  # it copies in this one, even when the daemon has died and another has its own
-    loads: bool
-    slots: list[int]
-    keys: list[BlockKey]
-    meanings: list[Meaning]
-    ranks: int  # that are not done
-    failed: bool = False
-    settled: bool = False
 
 
 @dataclass(eq=False)
@@ -59,7 +33,6 @@ class EngineModel:
     namespace: Namespace
     state: str = "away"
     stay: int = 0  # which life this is
-    is_chain: bool = True
     wish: int = 0  # lent slots, when it is not resting
     token: bytes = b""  # private since a reset; a process that dies takes it along
     reset_due: bool = False  # it was reset while away
@@ -91,8 +64,7 @@ class EngineModel:
         self.stay += 1
         self.state, self.heard = "up", True
         self.wish = self.sim.random.choice((1, 2, 4, 9))
-        self.is_chain = self.sim.chance(0.7)
-        epoch = self.sim.join(self.name, self.namespace, self.wish, self.is_chain)
+        epoch = self.sim.join(self.name, self.namespace, self.wish)
         self.shared_secret = namespace_secret(ROOT, self.namespace.digest, epoch)
         self.secret = private_secret(self.shared_secret, self.token) if self.token else self.shared_secret
         # Engines of one epoch run the same weights; one that was reset has some of its own.
@@ -216,30 +188,32 @@ class EngineModel:
 
     def _begin_request(self) -> None:
         request = self._some_blocks()
-        if self.sim.chance(0.15):  # it doesn't ask what is there
+        if self.sim.chance(0.12):  # it doesn't ask what is there
             self._save(request, range(len(request.keys)))
             return
         request.lease = next(self._leases)
         self.open[request.lease] = request
-        self.say(f"looks up {len(request.keys)} keys, lease {request.lease}", lambda: self._ask(request))
+        self.say(f"looks up {request.asked} keys, lease {request.lease}", lambda: self._ask(request))
         if self.sim.chance(0.1):
             self.later(0.05, f"aborts lease {request.lease}", lambda: self._abort(request))
 
     def _some_blocks(self) -> Request:
-        conversation = min(self.sim.random.randrange(CONVERSATIONS) for _ in range(3))  # some are talked to more
-        numbers = list(range(self.sim.random.randint(2, BLOCKS_MAX)))
-        if self.sim.chance(0.05):
-            numbers += numbers[:2]
-        meanings: list[Meaning] = [(self.namespace.digest[:4].hex(), self.version, conversation, i) for i in numbers]
-        keys = [block_key(self.secret, b"%d:%d" % (conversation, i)) for i in numbers]
+        turn = self.sim.talks[self.namespace].turn()
+        twice = turn.texts[:2] if not self.namespace.is_chain and self.sim.chance(0.6) else []
+        texts = turn.texts[: turn.asked] + twice + turn.texts[turn.asked :]
+        meanings: list[Meaning] = [(self.namespace.digest[:4].hex(), self.version, text) for text in texts]
+        keys = [block_key(self.secret, b"%d" % text) for text in texts]
         for key, meaning in zip(keys, meanings, strict=True):
             self.sim.learn(key, meaning, self.namespace.units)
-        return Request(keys, meanings, conversation)
+        return Request(keys, meanings, turn.asked + len(twice), texts[0], turn.hints)
 
     def _ask(self, request: Request) -> None:
-        skip = self.sim.random.choice((*[0] * 7, len(request.keys) // 2, len(request.keys) // 2, len(request.keys)))
-        request.ask = self.asking.ask(len(request.keys), skip, request.conversation)
-        answer = self.sim.lookup(self.name, request.lease, request.keys, skip, request.ask)
+        keys = request.keys[: request.asked]
+        skip = self.sim.random.choice((*[0] * 7, len(keys) // 2, len(keys) // 2, len(keys)))
+        request.ask = self.asking.ask(len(keys), skip, request.conversation)
+        if request.ask.request and request.hints != NOTHING:
+            self.sim.begin(self.name, request.ask.request, request.hints)
+        answer = self.sim.lookup(self.name, request.lease, keys, skip, request.ask)
         if answer is not None:
             self.on_answer(request.lease, answer)
             return
@@ -251,12 +225,13 @@ class EngineModel:
     def on_answer(self, lease: int, answer: list[int]) -> None:
         """At once, or after the lookup had to wait."""
         if request := self.open.get(lease):
-            self.sim.must_answer(answer, request.keys)
+            self.sim.must_answer(answer, request.keys[: request.asked])
             self.later(0.02, f"hears lease {lease}: {answer}", lambda: self._use(request, answer))
 
     def _use(self, request: Request, answer: list[int]) -> None:
         if request.lease not in self.open:
             return
+        request.jobs += 1
         here = [i for i, slot in enumerate(answer) if slot < BELOW]
         absent = [i for i, slot in enumerate(answer) if slot == ABSENT]
         if not here or self.sim.chance(0.1):
@@ -265,7 +240,9 @@ class EngineModel:
             self.later(2.0, f"held lease {request.lease} for nothing", lambda: self._abort(request))
         else:
             self._load(request, here, [answer[i] for i in here])
-        self._save(request, absent)
+        self._save(request, [*absent, *range(request.asked, len(request.keys))])
+        request.jobs -= 1
+        self._end_request(request)
 
     def _abort(self, request: Request) -> None:
         """A load that runs is not stopped; its end releases the lease."""
@@ -277,6 +254,19 @@ class EngineModel:
         load_s = self.asking.load_s()
         self.say(f"releases {request.lease}", lambda: self.sim.release(self.name, request.lease, loaded, load_s))
         self.asking.end(request.ask, loaded * self.namespace.block_tokens)
+        self._end_request(request)
+
+    def _end_request(self, request: Request) -> None:
+        """If nothing of it is under way, its keys are touched."""
+        if request.jobs or request.lease in self.open or request.over:
+            return
+        request.over = True
+        keys = [] if request.barred else request.keys[: self.sim.random.choice((0, 1, *[len(request.keys)] * 12))]
+
+        def touch() -> None:
+            self.sim.touch(self.name, keys, request.ask.request)
+
+        self.later(0.02, "is through", lambda: self.say("touches", touch))
 
     # --- copies ------------------------------------------------------------------------------------------------
 
@@ -287,18 +277,23 @@ class EngineModel:
 
     def _save(self, request: Request, which: list[int] | range) -> None:
         count = min(len(which), len(self.lent))
-        slots, self.lent = self.lent[:count], self.lent[count:]
-        if not slots or request.barred:
-            self.lent = slots + self.lent
+        if not count or request.barred or request.hints.no_store:
+            self._end_request(request)
             return
-        job = self._job(request, False, list(which)[:count], slots)
-        for rank in range(self.namespace.ranks):
-            self._hand_to_worker(job, lambda rank=rank: self._write(job, rank))
+        cuts = [0, self.sim.random.randint(1, count), count]  # what comes first isn't always done first
+        for begin, end in itertools.pairwise(cuts if self.sim.chance(0.3) else [0, count]):
+            slots, self.lent = self.lent[: end - begin], self.lent[end - begin :]
+            if slots:
+                job = self._job(request, False, list(which)[begin:end], slots)
+                for rank in range(self.namespace.ranks):
+                    self._hand_to_worker(job, lambda job=job, rank=rank: self._write(job, rank))
 
     def _job(self, request: Request, loads: bool, which: list[int], slots: list[int]) -> Job:
         keys, meanings = [request.keys[i] for i in which], [request.meanings[i] for i in which]
         name = f"{self.name}'s {'load' if loads else 'save'} {slots}"
-        job = Job(request, name, self.sim.arena, loads, slots, keys, meanings, self.namespace.ranks)
+        befores = [request.keys[i - 1] if i and self.namespace.is_chain else b"" for i in which]
+        job = Job(request, name, self.sim.arena, loads, slots, keys, meanings, befores, self.namespace.ranks)
+        request.jobs += 1
         self.jobs.append(job)
         return job
 
@@ -354,14 +349,15 @@ class EngineModel:
         if job not in self.jobs:
             return
         self.jobs.remove(job)
+        job.request.jobs -= 1
+        name = job.request.ask.request
         if job.loads:
             self._release(job.request, 0 if job.failed else len(job.slots))
         elif job.failed:
             self.say(f"gives back {job.slots}", lambda: self.sim.give_back(self.name, job.slots))
         else:
-            self.say(f"commits {job.slots}", lambda: self.sim.commit(self.name, job.keys, job.slots))
-        if not job.request.barred:
-            self.say("touches", lambda: self.sim.touch(job.request.keys))
+            self.say(f"commits {job.slots}", lambda: self.sim.commit(self.name, job.keys, job.slots, job.befores, name))
+        self._end_request(job.request)
 
     # --- the wire ----------------------------------------------------------------------------------------------
 

@@ -1,14 +1,15 @@
 """What the store must answer and what it must be: the same machine, written the plainest way.
 
 Lists, dicts and linear searches instead of columns, heaps and counters; two implementations that have so little in
-common hardly share a bug. The store is free in one thing only, which of several free slots it lends; so `lends` is told
-what was lent, and judges it.
+common hardly share a bug. The store is free in two things: which of several free slots it lends, so `lends` is told what
+was lent, and judges it; and which block goes first, so that is overheard, and judged (choices.py). What follows from
+sessions: expected_sessions.py.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,13 @@ from kvtier.arena import slab_bytes_for
 from kvtier.block import ABSENT, BELOW, SLOT_UNIT, BlockKey, slot_bytes_for
 from kvtier.decision import Ask
 
+from .choices import Choice
+from .expected_room import Room
+
 if TYPE_CHECKING:
     from .expected_below import ExpectedBelow
     from .expected_decisions import ExpectedDecisions
+    from .expected_sessions import ExpectedSessions
 
 
 @dataclass
@@ -32,8 +37,16 @@ class Joined:
     hungry: bool = True
 
 
-class Expected:
-    def __init__(self, capacity: int, lend_share: float, lease_share: float, decisions: ExpectedDecisions) -> None:
+class Expected(Room):
+    def __init__(
+        self,
+        capacity: int,
+        lend_share: float,
+        lease_share: float,
+        decisions: ExpectedDecisions,
+        choices: deque[Choice],
+        is_lru: bool,
+    ) -> None:
         self.slab_bytes = slab_bytes_for(capacity)
         self.slab_sizes = [0] * (capacity // self.slab_bytes)  # 0: not assigned
         self.lend_max = int(capacity * lend_share)
@@ -44,9 +57,16 @@ class Expected:
         self.lent: dict[int, str] = {}
         self.blocks: dict[int, tuple[BlockKey, bytes]] = {}  # key, namespace
         self.dropped: set[int] = set()  # while leased, or being written to a drive
+        self.unwiped: set[int] = set()  # to be overwritten, and then free
         self.staged: set[int] = set()  # being read from a drive
+        self.secret: set[int] = set()  # of these, those that are to be wiped when they come back
+        self.befores: dict[int, BlockKey] = {}  # slot of a block -> the block before it; empty where there is none
+        self.choices, self.is_lru = choices, is_lru
+        self.lost = 0  # blocks that went for other reasons than room and resets
+        self.lags = False  # something may be had that the store sees with its next tick
         self.pins_by_writes: Counter[int] = Counter()
         self.below: ExpectedBelow | None = None
+        self.sessions: ExpectedSessions
         self.decisions = decisions
         self.stamps: dict[int, int] = {}  # slot of a block -> when it was used; the lowest is to go first
         self.uses = 0
@@ -75,13 +95,14 @@ class Expected:
         if self.below is not None:
             self.below.leaving(engine)
 
-    def leave(self, engine: str) -> None:
+    def leave(self, engine: str, now: float) -> None:
+        self.sessions.left(engine, now)
         if self.below is not None:
             self.below.leaving(engine)
         self.decisions.leaving(engine)
         self.decisions.leave(engine)
         del self.engines[engine]
-        self.lent = {slot: name for slot, name in self.lent.items() if name != engine}
+        self._come_back([slot for slot, name in self.lent.items() if name == engine])
         self.leases = {lease: slots for lease, slots in self.leases.items() if lease[0] != engine}
         self.free_what_nobody_holds()
         for other in self.engines:
@@ -90,6 +111,8 @@ class Expected:
     def reset(self, engine: str) -> None:
         namespace = self.engines[engine].namespace
         self.resets[namespace] += 1
+        self.lags = True  # what was pinned went too
+        self.sessions.reset(namespace)
         self._drop([slot for slot, block in self.blocks.items() if block[1] == namespace])
         if self.below is not None:
             self.below.reset(namespace)
@@ -98,7 +121,8 @@ class Expected:
         mine, asker = self.engines[engine], (engine, lease)
         slot_of = {key: slot for slot, (key, _) in self.blocks.items()}
         found = [slot_of.get(key, ABSENT) for key in keys]
-        self.use([slot for slot in found if slot != ABSENT])
+        if ask.request:
+            self.use([slot for slot in found if slot != ABSENT])
         wanted = []
         if self.below is not None:
             self.below.used_again.update(key for key in keys if key in slot_of)
@@ -115,7 +139,7 @@ class Expected:
         answer = [slot if slot >= BELOW else next(offered, BELOW) for slot in found]
         wanted = wanted[: max(0, room - len(here))]
         if wanted and self.below is not None:
-            self.below.wait(asker, answer, wanted, now)
+            self.below.wait(asker, answer, wanted, bool(ask.request), now)
             return None
         self.decisions.answered(asker, answer, now)
         return answer
@@ -127,66 +151,34 @@ class Expected:
         self.leases.pop((engine, lease), None)
         self.free_what_nobody_holds()
 
-    def commit(self, engine: str, keys: list[BlockKey], slots: list[int]) -> None:
-        saved = []
-        for key, slot in zip(keys, slots, strict=True):
-            del self.lent[slot]
+    def commit(self, engine: str, keys: list[BlockKey], slots: list[int], befores: list[BlockKey], request: str) -> None:
+        saved, is_barred = [], self.sessions.is_barred(engine, request, slots)
+        for key, slot, before in zip(keys, slots, befores, strict=True):
             is_closing = self.slab_of(slot) == self.closing
-            if not is_closing and all(key != known for known, _ in self.blocks.values()):
-                self.blocks[slot] = (key, self.engines[engine].namespace)
-                saved.append(slot)
-                if self.below is not None:
-                    self.below.used_again.discard(key)
-        self.uses += len(saved)
+            is_orphan = bool(before) and not self.has(before)
+            if is_closing or is_barred or is_orphan or self.slot_of(key) is not None:
+                self._come_back([slot])
+                continue
+            del self.lent[slot]
+            self.keep(slot, key, self.engines[engine].namespace, before)
+            saved.append(slot)
+            if self.below is not None:
+                self.below.used_again.discard(key)
         self.use(saved)
+        self.sessions.saved(engine, request, [self.blocks[slot][0] for slot in saved])
         self.free_what_nobody_holds()
         self._ask_for_more(engine)
 
     def give_back(self, engine: str, slots: list[int]) -> None:
-        for slot in slots:
-            del self.lent[slot]
+        self.sessions.gave_back(engine, slots)
+        self._come_back(slots)
         self.free_what_nobody_holds()
         self._ask_for_more(engine)
 
-    def touch(self, keys: list[BlockKey]) -> None:
-        slot_of = {key: slot for slot, (key, _) in self.blocks.items()}
-        here = [key for key in keys if key in slot_of]
-        self.use([slot_of[key] for key in here])
-        if self.below is not None:
-            self.below.request_ended(here)
-
-    def lends(self, given: dict[str, list[int]]) -> None:
-        """Judges what the store lent: the right slots to the right engines, evicting what had to go and no more."""
-        hungry = [name for name, engine in self.engines.items() if engine.hungry]
-        assert set(given) <= set(hungry), f"slots for {sorted(given)}, but only {hungry} may have some"
-        for name in sorted(hungry, key=lambda name: (self.engines[name].size != self.closing_for, name)):
-            engine = self.engines[name]
-            compares, cause = True, f"its room in RAM was needed by engine {name}"
-            for slot in given.get(name, ()):
-                assert self.may_have_more(name), f"{name} got more than its target or all engines more than their share"
-                if not self.free(engine.size):
-                    assert self._make_room(engine.size, compares, cause), f"slot {slot} was lent, but nothing may go for it"
-                    compares = False
-                assert slot in self.free(engine.size), f"slot {slot} was lent, but it is no free slot of this size"
-                self.slab_sizes[self.slab_of(slot)] = engine.size
-                self.lent[slot] = name
-            if self.may_have_more(name):
-                had_one = self.free(engine.size) or self._make_room(engine.size, compares, cause)
-                assert not had_one, f"{name} got no slot, though there was one"
-            engine.hungry = self.held_by(name) < self.target_of(name)
-        if self.closing is None:
-            self.closing_for = 0
-
-    def stage(self, size: int, slot: int | None) -> bool:
-        """Judges what a read took: `slot`, or None when there should be none."""
-        cause = "its room in RAM was needed to read others from the drives"
-        if not self.free(size) and not self._make_room(size, True, cause):
-            assert slot is None, f"slot {slot} is read into, but nothing may go for it"
-            return False
-        assert slot in self.free(size), f"slot {slot} is read into; free are {sorted(self.free(size))}"
-        self.slab_sizes[self.slab_of(slot)] = size
-        self.staged.add(slot)
-        return True
+    def wiped(self, slot: int) -> None:
+        self.unwiped.remove(slot)
+        self.sessions.wiped(slot)
+        self.free_what_nobody_holds()
 
     # --- what there is ---------------------------------------------------------------------------------------
 
@@ -218,7 +210,26 @@ class Expected:
 
     @property
     def taken(self) -> set[int]:
-        return {*self.lent, *self.blocks, *self.dropped, *self.staged}
+        return {*self.lent, *self.blocks, *self.dropped, *self.staged, *self.unwiped}
+
+    def slot_of(self, key: BlockKey) -> int | None:
+        return next((slot for slot, (known, _) in self.blocks.items() if known == key), None)
+
+    def here(self, keys: Iterable[BlockKey]) -> list[int]:
+        """Slots of those that are in RAM."""
+        slot_of = {key: slot for slot, (key, _) in self.blocks.items()}
+        return [slot_of[key] for key in keys if key in slot_of]
+
+    def has(self, key: BlockKey) -> bool:
+        return self.slot_of(key) is not None or (self.below is not None and key in self.below.blocks)
+
+    def tree(self, slot: int) -> list[int]:
+        """This block, and all behind it."""
+        found = [slot]
+        for one in found:  # grows meanwhile
+            key = self.blocks[one][0]
+            found += [other for other, before in self.befores.items() if before == key and other not in found]
+        return found
 
     def slab_of(self, slot: int) -> int:
         return slot * SLOT_UNIT // self.slab_bytes
@@ -238,38 +249,12 @@ class Expected:
 
     # --- how -------------------------------------------------------------------------------------------------
 
-    def _make_room(self, size: int, compares: bool, cause: str) -> bool:
-        """Whether a slot of this size can be had, after what must go for it has gone, for this cause."""
-        pins = self.pins
-        own = [slot for slot in self.order if self.slab_sizes[self.slab_of(slot)] == size and not pins[slot]]
-        limit = self.stamps[own[0]] if own else math.inf
-        if (compares or not own) and (best := self._best_slab(size, limit)) is not None:
-            held = self._held_in(best)
-            if held:
-                self.closing, self.closing_for = best, size
-            self._evict(self._blocks_in(best), cause)
-            if not held:
-                return True
-        self._evict(own[:1], cause)
-        return bool(own)
-
-    def _best_slab(self, size: int, limit: float) -> int | None:
-        """Of another size, its blocks on the mean older than the limit (any slab if there is none)."""
-        candidates = []
-        for slab, its_size in enumerate(self.slab_sizes):
-            blocks, held = self._blocks_in(slab), self._held_in(slab)
-            mean = sum(self.stamps[slot] for slot in blocks) / len(blocks) if blocks else math.inf
-            goes = self.closing is None or not held
-            if its_size not in (0, size) and goes and (limit == math.inf or mean < limit):
-                candidates.append((held, mean, slab))
-        return min(candidates)[2] if candidates else None
-
     def _blocks_in(self, slab: int) -> list[int]:
         return [slot for slot in self.blocks if self.slab_of(slot) == slab]
 
     def _held_in(self, slab: int) -> int:
         """Slots of it that are nobody's blocks, and pins."""
-        taken = [slot for slot in (*self.lent, *self.dropped, *self.staged) if self.slab_of(slot) == slab]
+        taken = [slot for slot in (*self.lent, *self.dropped, *self.staged, *self.unwiped) if self.slab_of(slot) == slab]
         return len(taken) + sum(n for slot, n in self.pins.items() if self.slab_of(slot) == slab)
 
     def use(self, slots: list[int]) -> None:
@@ -278,18 +263,57 @@ class Expected:
         for position, slot in enumerate(slots):
             self.stamps[slot] = self.uses - position
 
-    def _evict(self, slots: list[int], cause: str) -> None:
-        self.decisions.ghosts.update((self.blocks[slot][0], cause) for slot in slots)
-        self._drop(slots)
+    def keep(self, slot: int, key: BlockKey, namespace: bytes, before: BlockKey) -> None:
+        self.blocks[slot], self.befores[slot] = (key, namespace), before
+        self.secret.discard(slot)
+        self.use([slot])
 
-    def _drop(self, slots: list[int]) -> None:
+    def lost_below(self, keys: Iterable[BlockKey]) -> None:
+        """These are below no more: what is here behind one that isn't here goes."""
+        for key in keys:
+            if self.slot_of(key) is None:
+                behind = [slot for slot, before in self.befores.items() if before == key]
+                self.lose(behind, "what comes before it is gone")
+
+    def lose(self, slots: Iterable[int], cause: str, is_secret: bool = False) -> list[int]:
+        """These go and all behind them; which those are."""
+        gone: list[int] = []
         for slot in slots:
-            del self.blocks[slot]
+            gone += [one for one in (self.tree(slot) if slot in self.blocks else ()) if one not in gone]
+        self.lags |= bool(gone)
+        self.lost += len(gone)
+        if is_secret:
+            self.secret.update(gone)
+        self._evict(gone, cause)
+        return gone
+
+    def _evict(self, slots: list[int], cause: str) -> None:
+        gone = {one for slot in slots if slot in self.blocks for one in self.tree(slot)}
+        self.decisions.ghosts.update((self.blocks[slot][0], cause) for slot in gone)
+        self._drop(gone)
+
+    def _drop(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            del self.blocks[slot], self.befores[slot]
             self.dropped.add(slot)
         self.free_what_nobody_holds()
 
+    def _come_back(self, slots: list[int]) -> None:
+        """They were lent, and are not any more."""
+        for slot in slots:
+            del self.lent[slot]
+        self.let_go(slots)
+
+    def let_go(self, slots: Iterable[int]) -> None:
+        """Nobody uses them any more. What is secret is wiped first."""
+        for slot in set(slots) & self.secret:
+            self.secret.remove(slot)
+            self.unwiped.add(slot)
+
     def free_what_nobody_holds(self) -> None:
-        self.dropped &= set(self.pins)
+        idle = {slot for slot in self.dropped if not self.pins[slot]}
+        self.dropped -= idle
+        self.let_go(idle)
         in_use = {self.slab_of(slot) for slot in self.taken}
         self.slab_sizes = [size if slab in in_use else 0 for slab, size in enumerate(self.slab_sizes)]
         if self.closing not in in_use:

@@ -6,6 +6,7 @@ below. Judged, but not foretold: in which order blocks are written, which extent
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,11 +15,12 @@ from kvtier.block import ABSENT, BELOW, BlockKey, unpack_keys
 from kvtier.demotion import RETURNED_SHARE, WRITING_BYTES_MAX, WRITING_SHARE
 from kvtier.staging import READING_BYTES_MAX, READING_SHARE
 from kvtier.tiers.base import Recovered
-from kvtier.transfer import Demote, Finished, Forget, Promote, Remember, Transfer
+from kvtier.transfer import Demote, Erase, Finished, Forget, Promote, Remember, Transfer
 
 from .drives_link import HeardLink
 from .expected import Expected
 from .expected_decisions import NEVER
+from .expected_oblivion import Oblivions
 
 Asker = tuple[str, int]  # engine, lease
 
@@ -29,6 +31,14 @@ class Lying:
     size: int
     namespace: bytes
     checksum: int
+    origin: bytes = b""
+
+
+class Wanted(NamedTuple):
+    key: BlockKey
+    place: int
+    size: int
+    before: BlockKey
 
 
 @dataclass
@@ -37,7 +47,8 @@ class Lookup:
     positions: dict[BlockKey, list[int]]
     until: float
     moved_at: float  # when something came for it, or it was its turn
-    to_read: list[tuple[BlockKey, int, int]]  # key, place, size
+    to_read: list[Wanted]
+    uses: bool  # a request is behind it
 
 
 @dataclass
@@ -46,6 +57,9 @@ class Read:
     namespace: bytes
     resets: int
     askers: list[Asker]
+    before: BlockKey
+    origin: bytes
+    is_unwanted: bool = False
 
 
 @dataclass
@@ -55,7 +69,7 @@ class Flushing:
 
 
 @dataclass
-class ExpectedBelow:
+class ExpectedBelow(Oblivions):
     ram: Expected
     capacity: int  # of the arena
     bytes_per_day: float
@@ -74,6 +88,7 @@ class ExpectedBelow:
     written: set[BlockKey] = field(default_factory=set)  # ever
     left: float = 0.0  # of the budget
     came_bytes: int = 0  # ever
+    ahead: list[tuple[float, Wanted, float]] = field(default_factory=list)  # to be read unasked: by when, what it is worth
 
     def __post_init__(self) -> None:
         self.left = self.bytes_per_day
@@ -84,10 +99,10 @@ class ExpectedBelow:
             self.numbers[digest], self.told[digest], self.ram.resets[digest] = number, epoch, epoch
             digests[number] = digest
         columns = (recovered.places, recovered.sizes, recovered.namespaces, recovered.checksums)
-        for key, place, size, number, checksum in zip(
-            unpack_keys(recovered.keys), *(column.tolist() for column in columns), strict=True
+        for key, place, size, number, checksum, origin in zip(
+            unpack_keys(recovered.keys), *(column.tolist() for column in columns), recovered.origins, strict=True
         ):
-            self.blocks[key] = Lying(place, size, digests[number], checksum)
+            self.blocks[key] = Lying(place, size, digests[number], checksum, origin.tobytes() if origin.any() else b"")
         self.written |= set(self.blocks)
 
     def knows(self, namespace: bytes) -> None:
@@ -95,23 +110,27 @@ class ExpectedBelow:
 
     # --- lookups ---------------------------------------------------------------------------------------------
 
-    def mark(self, found: list[int], keys: list[BlockKey], skip: int, is_chain: bool) -> list[tuple[int, BlockKey]]:
+    def mark(
+        self, found: list[int], keys: list[BlockKey], skip: int, is_chain: bool
+    ) -> list[tuple[int, BlockKey, BlockKey]]:
         """Marks in `found` what is here only. Returns what of it is to be read."""
         wanted, hole = [], False
         for position, key in enumerate(keys):
             if found[position] == ABSENT and key in self.blocks:
                 found[position] = BELOW
                 if position >= skip and not (hole and is_chain):
-                    wanted.append((position, key))
+                    wanted.append((position, key, keys[position - 1] if is_chain and position else b""))
             elif found[position] == ABSENT and position >= skip:
                 hole = True
         return wanted
 
-    def wait(self, asker: Asker, answer: list[int], wanted: list[tuple[int, BlockKey]], now: float) -> None:
-        mine = self.waiting[asker] = Lookup(answer, {}, now + self.stage_s, now, [])
-        for position, key in wanted:
+    def wait(
+        self, asker: Asker, answer: list[int], wanted: list[tuple[int, BlockKey, BlockKey]], uses: bool, now: float
+    ) -> None:
+        mine = self.waiting[asker] = Lookup(answer, {}, now + self.stage_s, now, [], uses)
+        for position, key, before in wanted:
             if key not in mine.positions:
-                mine.to_read.append((key, self.blocks[key].place, self.ram.engines[asker[0]].size))
+                mine.to_read.append(Wanted(key, self.blocks[key].place, self.blocks[key].size, before))
             mine.positions.setdefault(key, []).append(position)
 
     def forget(self, asker: Asker) -> None:
@@ -166,10 +185,13 @@ class ExpectedBelow:
             elif isinstance(order, Forget):
                 gone = {key for key, lying in self.blocks.items() if order.first <= lying.place < order.end}
                 self.used_again -= gone
-                here = {key for key, _ in self.ram.blocks.values()}
-                self.ram.decisions.ghosts.update(dict.fromkeys(gone - here, "its room on the drives was needed"))
                 for key in gone:
                     del self.blocks[key]
+                self.ram.lost_below(gone)
+                here = {key for key, _ in self.ram.blocks.values()}
+                self.ram.decisions.ghosts.update(dict.fromkeys(gone - here, "its room on the drives was needed"))
+            elif isinstance(order, Erase):
+                self._judge_erase(order)
             elif isinstance(order, Remember):
                 assert self.numbers[order.digest] == order.namespace, "the number of a namespace"
                 self.told[order.digest] = order.epoch
@@ -184,33 +206,49 @@ class ExpectedBelow:
     def _judge_read(self, order: Promote, arrived: list[tuple[Asker, BlockKey]], now: float) -> None:
         due = self._next_read(order.slot, arrived, now)
         assert due, f"{order} is ordered, and nobody waits for it"
-        asker, key, place, size = due
+        askers, (key, place, size, before) = due
         lying = self.blocks[key]
         assert (order.key, order.place, order.size) == (key, place, size) == (key, lying.place, lying.size), "what is read"
         assert order.checksum == lying.checksum, "the checksum of something else"
         self.under_way[order.ticket] = order
-        self.reads[order.ticket] = Read(order, lying.namespace, self.ram.resets[lying.namespace], [asker])
+        self.reads[order.ticket] = Read(
+            order, lying.namespace, self.ram.resets[lying.namespace], askers, before, lying.origin
+        )
 
-    def _next_read(self, slot: int | None, arrived: list, now: float) -> tuple[Asker, BlockKey, int, int] | None:
+    def _next_read(self, slot: int | None, arrived: list, now: float) -> tuple[list[Asker], Wanted] | None:
         for asker, mine in self.waiting.items():
             while mine.to_read:
-                key, place, size = mine.to_read[0]
-                read = next((read for read in self.reads.values() if read.order.key == key), None)
-                lying = self.blocks.get(key)
+                one = mine.to_read[0]
+                read = next((read for read in self.reads.values() if read.order.key == one.key), None)
+                lying = self.blocks.get(one.key)
                 if read is not None:
                     read.askers.append(asker)
-                elif self.slot_of(key) is not None or lying is None or lying.place != place:
-                    arrived.append((asker, key))
-                elif not self._may_read(size) or not self.ram.stage(size, slot):
+                elif self.ram.slot_of(one.key) is not None or lying is None or lying.place != one.place:
+                    arrived.append((asker, one.key))
+                elif not self._may_read(one.size) or not self.ram.stage(one.size, slot):
                     return None
                 else:
                     mine.moved_at = now
-                    return asker, *mine.to_read.pop(0)
+                    return [asker], mine.to_read.pop(0)
                 mine.moved_at = now
                 mine.to_read.pop(0)
+        return self._next_ahead(slot)
+
+    def _next_ahead(self, slot: int | None) -> tuple[list[Asker], Wanted] | None:
+        """Nobody waits, but it is thought that somebody will."""
+        while self.ahead:
+            _, one, worth = self.ahead[0]
+            lying, is_read = self.blocks.get(one.key), any(read.order.key == one.key for read in self.reads.values())
+            if lying is not None and lying.place == one.place and not is_read and self.ram.slot_of(one.key) is None:
+                if not self._may_read(one.size):
+                    return None
+                if self.ram.stage_ahead(one.size, worth, slot):
+                    return [], self.ahead.pop(0)[1]
+            self.ahead.pop(0)
         return None
 
     def _may_read(self, size: int) -> bool:
+        """Not too much is read at a time."""
         limit = min(READING_BYTES_MAX, int(self.capacity * READING_SHARE))
         return not self.reads or sum(read.order.size for read in self.reads.values()) + size <= limit
 
@@ -227,6 +265,7 @@ class ExpectedBelow:
         self.filled_at = now
         self.left -= order.size
         assert self.left > -1, "the budget is overdrawn"
+        assert key not in self.ram.sessions.no_disk, f"{order} of what is to touch no disk"
         first_use = key not in self.used_again
         assert not first_use or self.left + 1 >= self.bytes_per_day * FIRST_USE_SHARE, "first use takes too much"
         self.ram.pins_by_writes[order.slot] += 1
@@ -240,10 +279,12 @@ class ExpectedBelow:
             namespace = next(digest for digest, number in self.numbers.items() if number == order.namespace)
             self.ram.pins_by_writes[order.slot] -= 1
             self.ram.free_what_nobody_holds()
-            if not done.fault:
+            if order.key in self.unwanted:
+                self._left_behind(order)
+            elif not done.fault:
                 self._settle({order.key})
                 if self.ram.resets[namespace] == order.epoch:
-                    self.blocks[order.key] = Lying(order.place, order.size, namespace, done.checksum)
+                    self.blocks[order.key] = Lying(order.place, order.size, namespace, done.checksum, order.origin)
                     self.written.add(order.key)
         elif isinstance(order, Promote):
             read = self.reads.pop(done.ticket)
@@ -253,29 +294,34 @@ class ExpectedBelow:
                 if asker in self.waiting:
                     self.waiting[asker].moved_at = now
             self.ram.staged.remove(order.slot)
+            self.ram.let_go([order.slot])
             self._end_read(read, done.fault)
+        elif isinstance(order, Erase):
+            self._end_erase(order, done.fault)
         elif isinstance(order, Remember) and done.fault and self.told.get(order.digest) == order.epoch:
             del self.told[order.digest]
         self._note_arrivals(arrived, now)
 
     def _end_read(self, read: Read, fault: str) -> None:
-        order = read.order
+        order, ram = read.order, self.ram
         lying = self.blocks.get(order.key)
-        is_sound = read.resets == self.ram.resets[read.namespace]
-        if is_sound and fault == "corrupt" and lying is not None and lying.place == order.place:
-            del self.blocks[order.key]
-        if is_sound and not fault and self.slot_of(order.key) is None and self.ram.slab_of(order.slot) != self.ram.closing:
-            self.ram.blocks[order.slot] = (order.key, read.namespace)
-            self.ram.use([order.slot])
+        is_sound = read.resets == ram.resets[read.namespace] and not read.is_unwanted
+        if fault == "corrupt" and lying is not None and lying.place == order.place:
+            self.erase([order.key])
+        is_orphan = bool(read.before) and not ram.has(read.before)
+        is_wanted = is_sound and not fault and not is_orphan
+        if is_wanted and ram.slot_of(order.key) is None and ram.slab_of(order.slot) != ram.closing:
+            ram.keep(order.slot, order.key, read.namespace, read.before)
+            ram.sessions.came(order.key, order.slot, read.origin)
             self.used_again.add(order.key)
-        self.ram.free_what_nobody_holds()
+        ram.free_what_nobody_holds()
 
     def _note_arrivals(self, arrived: list[tuple[Asker, BlockKey]], now: float) -> None:
         for asker, key in arrived:
             mine = self.waiting.get(asker)
             if mine is None or key not in mine.positions:
                 continue
-            positions, slot = mine.positions.pop(key), self.slot_of(key)
+            positions, slot = mine.positions.pop(key), self.ram.slot_of(key)
             more = self.ram.engines[asker[0]].size * len(positions)
             if slot is not None and self.ram.leased_bytes + more <= self.ram.lease_max:
                 self.ram.leases[asker] += [slot] * len(positions)
@@ -288,8 +334,10 @@ class ExpectedBelow:
                 self._answer(asker, now)
 
     def _answer(self, asker: Asker, now: float, cut: str = "") -> None:
-        answer = [slot if slot >= BELOW or slot in self.ram.blocks else ABSENT for slot in self.waiting.pop(asker).answer]
-        self.ram.use([slot for slot in answer if slot < BELOW])
+        mine = self.waiting.pop(asker)
+        answer = [slot if slot >= BELOW or slot in self.ram.blocks else ABSENT for slot in mine.answer]
+        if mine.uses:
+            self.ram.use([slot for slot in answer if slot < BELOW])
         self.ram.decisions.answered(asker, answer, now, cut)
         self.answers.append((*asker, answer))
 
@@ -323,13 +371,10 @@ class ExpectedBelow:
     def writes(self) -> list[Demote]:
         return [order for order in self.under_way.values() if isinstance(order, Demote)]
 
-    def slot_of(self, key: BlockKey) -> int | None:
-        return next((slot for slot, (known, _) in self.ram.blocks.items() if known == key), None)
-
     @property
     def queued_bytes(self) -> int:
         """What somebody waits for or what is being read, each read once."""
-        waiting = sum(size for mine in self.waiting.values() for _, _, size in mine.to_read)
+        waiting = sum(one.size for mine in self.waiting.values() for one in mine.to_read)
         return waiting + sum(read.order.size for read in self.reads.values())
 
     def places(self) -> np.ndarray:

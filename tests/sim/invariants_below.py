@@ -69,6 +69,7 @@ def extents_in_use_are_busy(extents: Extents, below: ExpectedBelow) -> None:
     busy = Counter(
         order.place // extents._units for order in below.under_way.values() if isinstance(order, Demote | Promote)
     )
+    busy.update(place // extents._units for place in below.erasing)
     wrong = [n for n, extent in enumerate(extents._extents) if extent.busy != busy[n]]
     assert not wrong, f"extents {wrong} are in use, or they aren't"
 
@@ -76,6 +77,7 @@ def extents_in_use_are_busy(extents: Extents, below: ExpectedBelow) -> None:
 def transfers_are_accounted(store: BlockStore, below: ExpectedBelow, drives: Drives) -> None:
     lower = store.lower
     assert lower is not None
+    assert lower._erasing == below.erasing, "which places are to be erased"
     assert set(lower._under_way) == set(below.under_way) == set(drives.tier.under_way), "what is under way"
     assert set(lower.demotions._writing) == {order.key for order in below.writes()}
     assert lower.demotions.writing_bytes == sum(order.size for order in below.writes()), "writing_bytes"
@@ -93,12 +95,13 @@ def lookups_wait_for_what_they_should(store: BlockStore, below: ExpectedBelow) -
     assert list(waiting) == list(below.waiting), "which lookups wait"
     for asker, mine in waiting.items():
         theirs = below.waiting[asker]
+        assert [one.key for one in mine.to_read] == [one.key for one in theirs.to_read], "what is still to be read"
         assert mine.positions == theirs.positions and mine.until == theirs.until, "what a lookup waits for"
         assert mine.moved_at == theirs.moved_at, "when something moved for it"
         assert mine.answer.tolist() == theirs.answer, "how a lookup would be answered"
         assert mine.positions, "a lookup waits for nothing"
         being_read = {read.order.key for read in below.reads.values()}
-        assert set(mine.positions) <= being_read | {key for key, _, _ in mine.to_read}, "nobody reads for a lookup"
+        assert set(mine.positions) <= being_read | {one.key for one in mine.to_read}, "nobody reads for a lookup"
     assert not store.lower.staging.arrived, "somebody was not told"
 
 

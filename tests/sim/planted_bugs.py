@@ -41,16 +41,16 @@ def unpin_names_a_freed_slot_once_a_pin(store: BlockStore) -> None:
 def commit_of_a_known_key_leaks_the_slot(store: BlockStore) -> None:
     commit, give = store.commit, store.ram.slots.give
 
-    def leaking(engine, keys, slots):
+    def leaking(*saved):
         store.ram.slots.give = lambda slot: None
-        commit(engine, keys, slots)
+        commit(*saved)
         store.ram.slots.give = give
 
     store.commit = leaking
 
 
 def commit_does_not_check_that_the_slot_was_lent(store: BlockStore) -> None:
-    store._require_lent = lambda engine, slots: None
+    store.lending._require_lent = lambda engine, slots: None
 
 
 def give_back_leaves_the_slot_lent_too(store: BlockStore) -> None:
@@ -58,7 +58,7 @@ def give_back_leaves_the_slot_lent_too(store: BlockStore) -> None:
 
     def give_back(engine, slots):
         sound(engine, slots)
-        store._engines[engine].lent.update(slots.tolist())
+        store.lending.engines[engine].lent.update(slots.tolist())
 
     store.give_back = give_back
 
@@ -67,7 +67,7 @@ def leave_gives_lent_slots_back_twice(store: BlockStore) -> None:
     sound = store.leave
 
     def leave(engine, now):
-        lent = set(store._engines[engine].lent)
+        lent = set(store.lending.engines[engine].lent)
         sound(engine, now)
         for slot in lent:
             store.ram.slots.give(slot)
@@ -89,7 +89,7 @@ def leave_forgets_lent_slots(store: BlockStore) -> None:
     sound = store.leave
 
     def leave(engine, now):
-        store._engines[engine].lent.clear()
+        store.lending.engines[engine].lent.clear()
         sound(engine, now)
 
     store.leave = leave
@@ -164,21 +164,21 @@ def leased_bytes_only_grow(store: BlockStore) -> None:
 
 
 def lend_goes_over_its_target(store: BlockStore) -> None:
-    sound = store._may_lend
-    store._may_lend = lambda engine: sound(engine) or len(engine.lent) == store._target(engine)
+    sound = store.lending._may_lend
+    store.lending._may_lend = lambda engine: sound(engine) or len(engine.lent) == store.lending.target(engine)
 
 
 def lend_goes_over_the_share_of_all(store: BlockStore) -> None:
-    store._may_lend = lambda engine: len(engine.lent) < store._target(engine)
+    store.lending._may_lend = lambda engine: len(engine.lent) < store.lending.target(engine)
 
 
 def lend_forgets_that_others_joined(store: BlockStore) -> None:
-    store._target = lambda engine: min(engine.wish, max(1, store._lend_bytes_max // engine.kind.slot_bytes))
+    store.lending.target = lambda engine: min(engine.wish, max(1, store.lending._bytes_max // engine.kind.slot_bytes))
 
 
 def an_engine_that_ran_out_of_slots_is_forgotten(store: BlockStore) -> None:
-    sound, marked = store._mark_hungry, set()
-    store._mark_hungry = lambda name: None if name in marked else (marked.add(name), sound(name))
+    sound, marked = store.lending.mark_hungry, set()
+    store.lending.mark_hungry = lambda name: None if name in marked else (marked.add(name), sound(name))
 
 
 def a_wish_is_forgotten(store: BlockStore) -> None:
@@ -189,7 +189,7 @@ def a_wish_is_not_limited(store: BlockStore) -> None:
     sound = store.want
 
     def want(engine, slots):
-        store._engines[engine].wish_max = slots
+        store.lending.engines[engine].wish_max = slots
         sound(engine, slots)
 
     store.want = want
@@ -203,9 +203,9 @@ def nobody_is_served_after_a_release(store: BlockStore) -> None:
     sound = store.release
 
     def release(*lease):
-        before = store._can_help
+        before = store.lending.can_help
         sound(*lease)
-        store._can_help = before
+        store.lending.can_help = before
 
     store.release = release
 
@@ -214,9 +214,9 @@ def nobody_is_served_after_a_leave(store: BlockStore) -> None:
     sound = store.leave
 
     def leave(engine, now):
-        before = store._can_help
+        before = store.lending.can_help
         sound(engine, now)
-        store._can_help = before
+        store.lending.can_help = before
 
     store.leave = leave
 
@@ -281,10 +281,10 @@ def for_whom_a_slab_was_closed_is_forgotten(store: BlockStore) -> None:
 
 def a_slab_goes_for_its_oldest_block(store: BlockStore) -> None:
     def oldest_stamps():
-        stamps = np.where(store.ram.lru._stamp > 0, store.ram.lru._stamp, np.inf)
+        stamps = np.where(store.ram.policy._stamp > 0, store.ram.policy._stamp, np.inf)
         return stamps.reshape(store.ram.slots.slabs, -1).min(axis=1)
 
-    store.ram.lru.mean_stamps = oldest_stamps
+    store.ram.policy.mean_stamps = oldest_stamps
 
 
 def pins_by_slab_only_grow(store: BlockStore) -> None:
@@ -335,32 +335,25 @@ def an_emptied_slab_leaves_its_slots_free(store: BlockStore) -> None:
     store.ram.slots.give = give
 
 
-def the_lru_forgets_touches(store: BlockStore) -> None:
-    store.ram.lru.touch = lambda slots: None
+def the_policy_forgets_touches(store: BlockStore) -> None:
+    store.ram.policy.use = lambda slots, wanted, now: None
 
 
-def the_lru_keeps_the_leaf_longest(store: BlockStore) -> None:
-    sound = store.ram.lru.touch
-    store.ram.lru.touch = lambda slots: sound(slots[::-1])
+def the_policy_keeps_the_leaf_longest(store: BlockStore) -> None:
+    sound = store.ram.policy.use
+
+    def use(slots, wanted, now):
+        sound(slots[::-1], wanted if isinstance(wanted, int) else wanted[::-1], now)
+
+    store.ram.policy.use = use
 
 
-def the_lru_keeps_what_was_dropped(store: BlockStore) -> None:
-    store.ram.lru.remove = lambda slot: None
+def the_policy_keeps_what_was_dropped(store: BlockStore) -> None:
+    store.ram.policy.remove = lambda slot, key: None
 
 
-def the_lru_forgets_what_was_put_aside(store: BlockStore) -> None:
-    store.ram.lru.restore = lambda slots: None
-
-
-def eviction_takes_the_newest(store: BlockStore) -> None:
-    store.ram.lru.oldest = lambda size, acceptable: next(
-        (
-            slot
-            for slot in np.argsort(-store.ram.lru._stamp).tolist()
-            if store.ram.lru._stamp[slot] and store.ram.slots.size_of(slot) == size * SLOT_UNIT and acceptable(slot)
-        ),
-        None,
-    )
+def the_policy_forgets_what_was_put_aside(store: BlockStore) -> None:
+    store.ram.policy.restore = lambda slots: None
 
 
 STORE_BUGS: list[Callable[[BlockStore], None]] = [

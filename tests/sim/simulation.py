@@ -4,7 +4,9 @@ One `random.Random(seed)` decides everything, so a seed repeats a run event for 
 
     expected.py     compares the store's answer and its whole state with a second, plainest implementation
     invariants.py   checks what must hold whatever happened: one place a slot, bytes accounted, pins those of the leases;
-                    *_below.py: the same for the tier below; *_decisions.py: for what follows from decisions
+                    *_below.py: the same for the tier below; *_decisions.py: for what follows from decisions;
+                    *_sessions.py: for sessions, their pins, what stands behind what
+    choices.py      looks at every block each time the policy says which goes first
     arena_model.py  checks content: every block that the store could answer with lies there whole; nobody writes what is
                     read or written; what a load read was right at its begin and unchanged until its end
 
@@ -13,14 +15,16 @@ What is modelled: 2 to 4 engines, with namespaces shared and not, of different b
 slots for a while, compute fast or slowly, and say so or not; requests that are aborted or ask again, leases held long,
 loads and saves that fail, duplicate saves, duplicate keys; a cache reset with everything under way, also while the
 daemon is away; a scheduler that dies or hangs up while its workers' copies go on; peers that name slots that are not
-theirs; an arena that is always full; each mode, held out requests, tiers that are off, a cost model of any opinion. In
-two of three seeds there are drives below the arena (tier_model.py), which are slow, hang and fail, and the daemon dies
-now and then.
+theirs; an arena that is always full; each mode, held out requests, tiers that are off, a cost model of any opinion; each
+policy. Clients talk (talking.py): conversations go on, fork and share system prompts, and what is said of them need not
+be true. An operator (operator_model.py) warms, parks, pins, ends and forgets them at any moment. In two of three seeds
+there are drives below the arena (tier_model.py), which are slow, hang and fail, and the daemon dies now and then.
 
 What is not: frames and sockets (tests of protocol and server), memory (tests of the arena and the copier), files and
 real drives (tests of the tiers).
 """
 
+import functools
 import heapq
 import itertools
 import random
@@ -28,27 +32,33 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-from kvtier.block import BELOW, SLOT_UNIT, BlockKey, namespace_digest, pack_keys
+from kvtier.block import BELOW, SLOT_UNIT, BlockKey, namespace_digest
 from kvtier.deciding import MODES
-from kvtier.decision import Ask
-from kvtier.errors import KVTierError, ProtocolError
+from kvtier.errors import KVTierError
 from kvtier.guard import Guard
-from kvtier.store import NOBODY, BlockStore
+from kvtier.store import BlockStore
 
-from . import invariants, invariants_below, invariants_decisions
+from . import invariants, invariants_below, invariants_decisions, invariants_sessions
 from .arena_model import ArenaModel, Meaning, content_of
+from .choices import Choices
 from .drives import Drives
-from .engine_model import EngineModel
+from .engine_model import BUSY_UNTIL, EngineModel
 from .expected import Expected
 from .expected_decisions import ExpectedDecisions, Overheard
+from .expected_sessions import ExpectedSessions
 from .habits import RIGHT, Habits
+from .judged import Judged
+from .operator_model import OperatorModel
+from .talking import Talk
 
 SEED_TEST = "tests/sim/test_simulation.py::test_the_store_survives_every_seed"
 EVENTS_SHOWN = 40
-EVENTS_MAX = 6_000  # several times what a long run has
+EVENTS_MAX = 8_000  # several times what a long run has
 SLAB = 2 * 1024 * 1024
+TICK_S = 0.05
+TICKS_EVERY = 4  # events: then it is looked what a tick has changed, mostly nothing
+SESSIONS_EVERY = 5  # events: then sessions are looked at, which takes long
+POLICIES = (*["value"] * 5, *["lru"] * 2, "s3fifo", "arc")
 BROKEN = (AssertionError, ArithmeticError, LookupError, ValueError, KVTierError)  # how a broken store shows itself
 
 
@@ -62,9 +72,10 @@ class Namespace:
     units: int  # of one block
     ranks: int
     block_tokens: int
+    is_chain: bool
 
 
-class Simulation:
+class Simulation(Judged):
     def __init__(self, seed: int, plant: Callable[[BlockStore], None] | None = None, habits: Habits = RIGHT) -> None:
         """`plant` breaks the store on purpose, `habits` what stands around it; both to see whether that is noticed."""
         self.random = random.Random(seed)
@@ -77,6 +88,7 @@ class Simulation:
         self.drives: Drives | None = None
         self._plant = plant
         self._store_was_called = False  # else a step was an engine's own affair, or a copy's
+        self._only_ticked = False
         self._changes_seen = 0
         self._due: list[tuple[float, int, str, Callable[[], None]]] = []
         self._numbers = itertools.count()
@@ -90,11 +102,17 @@ class Simulation:
         self._has_whims = self.chance(0.5)
         self._holdout = self.random.choice((0.0, 0.0, 0.1, 0.3))
         self._tiers_off: set[str] = set(self.random.choice((*[()] * 5, ("cpu",), ("nvme",), ("cpu", "nvme"))))
+        self._policy = self.random.choice(POLICIES)
+        self._is_exact = self.chance(0.7)  # worths are looked up anew each time
+        self._pin_share = self.random.choice((0.1, 0.25, 0.5))
         self.contents: dict[BlockKey, list[tuple[Meaning, int]]] = {}  # key -> what a slot of it holds
         if has_drives(seed):
             self.drives = Drives(self)
         self._start_daemon()
         self._found_engines()
+        self.operator = OperatorModel(self)
+        self._ticks = False
+        self._tick_later()
         if self.drives is not None and self.chance(0.7):
             self.after(self.random.uniform(2, 11), "the daemon dies", self._daemon_dies)
 
@@ -129,110 +147,17 @@ class Simulation:
         content = content_of(meaning, units)
         assert self.contents.setdefault(key, content) == content, f"a key for {meaning} and for something else"
 
-    # --- events of the store: each is judged -------------------------------------------------------------------
-
-    def store_was_called(self) -> None:
-        self._store_was_called = True
-
-    def join(self, engine: str, namespace: Namespace, lend: int, is_chain: bool) -> int:
-        block_bytes = namespace.units * SLOT_UNIT - self.random.randrange(SLOT_UNIT)
-        self._store_was_called = True
-        tokens = namespace.block_tokens
-        answer = self.store.join(engine, namespace.digest, block_bytes, tokens, lend, self.now, is_chain=is_chain)
-        expected = self.expected.join(engine, namespace.digest, block_bytes, tokens, lend, is_chain)
-        assert answer == expected, "epoch and target"
-        return answer[0]
-
-    def leave(self, engine: str) -> None:
-        self._store_was_called = True
-        self._leaving.discard(engine)
-        self.store.leave(engine, self.now)
-        self.expected.leave(engine)
-
-    def want(self, engine: str, slots: int) -> None:
-        self._store_was_called = True
-        self.store.want(engine, slots)
-        self.expected.want(engine, slots)
-
-    def leaving(self, engine: str) -> None:
-        self._store_was_called = True
-        self._leaving.add(engine)
-        self.store.leaving(engine, self.now)
-        self.expected.leaving(engine)
-
-    def reset(self, engine: str, namespace: Namespace) -> None:
-        self._store_was_called = True
-        if self.drives is not None:
-            self.drives.reset(namespace.digest)
-        self.store.reset(engine, namespace.digest)
-        self.expected.reset(engine)
-
-    def lookup(self, engine: str, lease: int, keys: list[BlockKey], skip: int, ask: Ask = NOBODY) -> list[int] | None:
-        """None: it waits, and the engine will be told."""
-        self._store_was_called = True
-        answer = self.store.lookup(engine, lease, pack_keys(keys), skip, self.now, ask)
-        found = None if answer is None else answer.tolist()
-        assert found == self.expected.lookup(engine, lease, keys, skip, ask, self.now), "what a lookup answers"
-        return found
-
-    def release(self, engine: str, lease: int, loaded: int, load_s: float) -> None:
-        self._store_was_called = True
-        self.store.release(engine, lease, loaded, self.now, load_s)
-        self.expected.release(engine, lease)
-
-    def due(self, engine: str, lease: int) -> None:
-        self._store_was_called = True
-        if self.drives is not None:
-            self.drives.due(engine, lease)
-        else:
-            self.store.due(engine, lease, self.now)
-
-    def pace(self, engine: str, counts: dict[str, int]) -> None:
-        """Nothing but the next decision depends on it."""
-        self.store.pace(engine, counts)
-
-    def outcome(self, engine: str, request: str, counts: dict[str, int]) -> None:
-        """It concerns nothing but decisions."""
-        self.store.outcome(engine, request, counts, self.now)
-        self.expected.decisions.outcome(engine, request)
-        invariants_decisions.check(self.store, self.expected)
-
-    def commit(self, engine: str, keys: list[BlockKey], slots: list[int]) -> None:
-        self._store_was_called = True
-        self.store.commit(engine, pack_keys(keys), np.array(slots, np.uint32))
-        self.expected.commit(engine, keys, slots)
-
-    def give_back(self, engine: str, slots: list[int]) -> None:
-        self._store_was_called = True
-        self.store.give_back(engine, np.array(slots, np.uint32))
-        self.expected.give_back(engine, slots)
-
-    def touch(self, keys: list[BlockKey]) -> None:
-        self._store_was_called = True
-        self.store.touch(pack_keys(keys))
-        self.expected.touch(keys)
-
-    def commit_of_a_slot_that_is_not_lent(self, engine: str, key: BlockKey) -> None:
-        self._store_was_called = True
-        mine = self.store._engines[engine].lent
-        slots = [self.random.choice([slot for slot in range(self.store.ram.slots.units + 9) if slot not in mine])]
-        if mine and self.chance(0.3):
-            slots = [min(mine)] * 2  # its own, but twice
-        try:
-            self.store.commit(engine, key * len(slots), np.array(slots, np.uint32))
-        except ProtocolError as error:
-            assert error.code == "bad_slot"
-        else:
-            raise AssertionError(f"slots {slots} are not lent to {engine}, yet it could commit them")
-
     # --- how ---------------------------------------------------------------------------------------------------
 
     def _found_engines(self) -> None:
         namespaces = [
-            Namespace(namespace_digest({"n": i}), *map(self.random.choice, ((4, 4, 5, 8, 12), (1, 2, 4), (16, 128, 512))))
+            Namespace(
+                namespace_digest({"n": i}),
+                *map(self.random.choice, ((4, 4, 5, 8, 12), (1, 2, 4), (16, 128, 512), (True, True, False))),
+            )
             for i in range(self.random.randint(1, 3))
         ]
-        self._namespaces = namespaces
+        self.talks = {namespace: Talk(self.random) for namespace in namespaces}
         self.engines = [
             EngineModel(self, f"engine-{i}", namespaces[i % len(namespaces)]) for i in range(self.random.randint(2, 4))
         ]
@@ -246,19 +171,60 @@ class Simulation:
         assert self.events < EVENTS_MAX, "it never comes to rest"
         action()
         if self._store_was_called:
+            self.expected.sessions.note_pins()
+            if self.now < BUSY_UNTIL or self.store.leases.waiting():
+                self._tick_later()
             if self.drives is not None:
                 self.drives.serve()
             self._serve_lends()
             self._serve_answers()
-            self._check_store()
+            self._serve_wipes()
+            self.operator.look()
+            if not self._only_ticked or self.events % TICKS_EVERY == 0:
+                self._check_store()
         if self._store_was_called or self.arena.changes != self._changes_seen:
             self._check_content()
-        self._store_was_called = False
+        self._store_was_called = self._only_ticked = False
+
+    def _tick_later(self) -> None:
+        if not self._ticks:
+            self._ticks = True
+            self.after(TICK_S, "the daemon ticks", self._tick)
+
+    def _tick(self) -> None:
+        self._ticks = False
+        self._store_was_called = self._only_ticked = True
+        if self.drives is None:
+            self.store.tick(self.now)
+        else:
+            self.drives.tick()
+        self.expected.sessions.tick(self.now)
+        if self.drives is not None:
+            self.drives.note_expired()
+        self.expected.lags = False
+
+    def _serve_wipes(self) -> None:
+        for slot, size in self.store.wipes():
+            self.wiping.add(slot)
+            units = list(range(slot, slot + size // SLOT_UNIT))
+            wiped = functools.partial(self._wiped, self.life, slot, units)
+            self.after(self.delay(0.1), f"slot {slot} is wiped", wiped)
+
+    def _wiped(self, life: int, slot: int, units: list[int]) -> None:
+        if life != self.life:
+            return
+        self._store_was_called = True
+        self.wiping.remove(slot)
+        assert len(units) * SLOT_UNIT == self.store.ram.slots.size_of(slot), f"slot {slot} is not wiped whole"
+        self.arena.wipe(units)
+        self.store.wiped(slot)
+        self.expected.wiped(slot)
 
     def _serve_lends(self) -> None:
         """As the server does it after whatever it heard."""
+        looks = self.store.lending.can_help
         given = dict(self.store.lends())
-        self.expected.lends(given)
+        self.expected.lends(given, looks)
         for engine in self.engines:
             if engine.name in given:
                 assert engine.name not in self._leaving, f"{engine.name} is leaving and got slots"
@@ -280,11 +246,17 @@ class Simulation:
 
     def _start_daemon(self) -> None:
         capacity, lend_share, lease_share = self._shape
-        self.store = BlockStore(capacity, lend_share=lend_share, lease_share=lease_share)
+        self.store = BlockStore(capacity, lend_share=lend_share, lease_share=lease_share, policy=self._policy)
+        self.store.retention.pins.share = self._pin_share
         decisions = self.store.decisions
         decisions.mode, decisions.guard = self._mode, Guard(self._holdout)
         overheard = Overheard(decisions, self._tiers_off, self.random if self._has_whims else None)
-        self.expected = Expected(capacity, lend_share, lease_share, ExpectedDecisions(overheard))
+        choices = Choices(self.store, self._is_exact)
+        self.expected = Expected(
+            capacity, lend_share, lease_share, ExpectedDecisions(overheard), choices.made, self._policy == "lru"
+        )
+        self.expected.sessions = ExpectedSessions(self.expected, self.store)
+        self.wiping: set[int] = set()
         self.arena = ArenaModel(self.store.ram.slots.units)
         self._leaving: set[str] = set()
         self._counters = self.store.stats.snapshot()
@@ -295,6 +267,7 @@ class Simulation:
 
     def _daemon_dies(self) -> None:
         """At any moment. All in RAM is lost; what runs, runs in an arena that nobody will look at again."""
+        self.operator.daemon_died()
         self.life += 1
         self.counts.update(self.store.stats.snapshot())
         assert self.drives is not None
@@ -309,7 +282,10 @@ class Simulation:
             self._must_hold(slot, key)
 
     def _check_store(self) -> None:
-        invariants.check(self.store, self.expected)
+        invariants.check(self.store, self.expected, self.wiping)
+        invariants_sessions.check(self.store, self.expected, self._pin_share)
+        if self.events % SESSIONS_EVERY == 0:
+            invariants_sessions.check_sessions(self.store, self.expected)
         invariants_decisions.check(self.store, self.expected)
         if self.drives is not None:
             invariants_below.check(self.store, self.expected, self.drives)
@@ -341,13 +317,16 @@ class Simulation:
             engine.crash()
         self._run_all()
         self._all_is_quiet()
-        assert self.store.ram.slots.taken_bytes == 0 == self.store.lent_bytes, "slots are lost"
+        assert self.store.ram.slots.taken_bytes == 0 == self.store.lending.lent_bytes, "slots are lost"
         assert not any(self.store.ram.slots._free.values()) and self.store.ram.slots.closing is None, "slots are lost"
         assert len(self.store.ram.slots._unassigned) == self.store.ram.slots.slabs, "slabs are lost"
         self.counts.update(self.store.stats.snapshot())
 
     def _all_is_quiet(self) -> None:
         assert not self.expected.leases and not self.store.leases.bytes, "a lease outlived its request"
+        assert not self.wiping, "something is never wiped"
+        left = {ticket: self.store.retention._forgetting._open[ticket] for ticket in self.operator.open}
+        assert not left, f"something is never forgotten: {left}"
         invariants_decisions.all_is_quiet(self.store, self.expected)
         if self.drives is not None:
             self.drives.flush()

@@ -5,11 +5,16 @@ import pytest
 from .planted_bugs import HABIT_BUGS, STORE_BUGS
 from .planted_bugs_below import BUGS_BELOW
 from .planted_bugs_deciding import BUGS_IN_DECIDING
+from .planted_bugs_sessions import BUGS_IN_SESSIONS
 from .simulation import BROKEN, Simulation, has_drives
 
 # In these much is read back from the drives, forgotten there, cut off, held out; so a bug is noticed soon:
-WITH_DRIVES = [59, 8, 14, 43, 70, 58, 62, 61, 10, 64, 85, 2, 65, 4, 7, 11, 13, 68, 71, 32, 98, 134, 20, 67]
-WITHOUT = [seed for seed in range(99) if not has_drives(seed)]  # drives bring help where a bug left somebody without
+WITH_DRIVES = [59, 8, 14, 43, 70, 68, 58, 148, 139, 85, 61, 10, 64, 32, 62, 2, 65, 4, 7, 11, 13, 71, 98, 134, 20, 67]
+WITHOUT = [
+    183,
+    198,
+    *(seed for seed in range(99) if not has_drives(seed)),
+]  # drives bring help where a bug left somebody without
 LONG = 10
 
 
@@ -36,6 +41,11 @@ def test_a_run_does_what_the_store_is_for():
             "decided_fetch",
             "decided_recompute",
             "staged_short",
+            "forgotten_sessions",
+            "refused_orphans",
+            "refused_forgotten",
+            "refused_no_disk",
+            "erased_blocks",
         )
         if counts[name] < 10
     ]
@@ -76,6 +86,11 @@ def test_a_bug_below_the_arena_is_noticed(plant):
 
 @pytest.mark.parametrize("plant", BUGS_IN_DECIDING, ids=lambda plant: plant.__name__)
 def test_a_bug_in_what_follows_from_decisions_is_noticed(plant):
+    assert any(is_noticed(Simulation(seed, plant=plant)) for seed in WITH_DRIVES)
+
+
+@pytest.mark.parametrize("plant", BUGS_IN_SESSIONS, ids=lambda plant: plant.__name__)
+def test_a_bug_in_what_sessions_mean_is_noticed(plant):
     assert any(is_noticed(Simulation(seed, plant=plant)) for seed in WITH_DRIVES)
 
 

@@ -6,13 +6,14 @@ handed in. It is strict with its caller, who guarantees something too.
 
     Demote    slot --> content by place      its record goes to the log
     Remember, Forget -------------------->   the log, in the order of starts
-    Flush, or a Remember or Forget that is done: the log up to there is committed
+    Erase     zeros  --> content by place    then a Forget of its place goes to the log
+    Flush, or a Remember, Forget or Erase that is done: the log up to there is committed
     crash     some more of the log is committed, some records in it are not; what was being written is garbage
 """
 
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,9 +21,10 @@ import numpy as np
 
 from kvtier.block import SLOT_UNIT, BlockKey, pack_keys
 from kvtier.tiers.base import TRANSFERS_MAX, Recovered
-from kvtier.transfer import Demote, Finished, Flush, Forget, Promote, Remember, Transfer
+from kvtier.transfer import ORIGIN_BYTES, Demote, Erase, Finished, Flush, Forget, Promote, Remember, Transfer
 
 ROTTEN = "rotten"
+ZEROS = bytes(SLOT_UNIT)  # a unit of what was erased
 
 
 class Memory(Protocol):
@@ -97,6 +99,7 @@ class Disks:
             np.array([block.epoch for block in blocks], np.int64),
             np.array(checksums, np.uint32),
             dict(self.remembered),
+            np.frombuffer(b"".join(b.origin or bytes(ORIGIN_BYTES) for b in blocks), np.uint8).reshape(-1, ORIGIN_BYTES),
         )
 
 
@@ -116,6 +119,7 @@ class TierModel:
         self.under_way: dict[int, _UnderWay] = {}
         self._memory, self._random, self._clock = memory, chance, clock
         self._written = {u for record in disks.records.values() for u in _units(record.demote)}  # since their Forget
+        self._erased: set[int] = set()  # places whose block nobody may ask for
         self._log: list[Entry | None] = []  # None: it failed
         self._committed = 0  # entries of it
         self._hangs_until = [0.0] * disks.drives
@@ -139,7 +143,7 @@ class TierModel:
         assert len(self.under_way) < TRANSFERS_MAX
         self._tickets.add(transfer.ticket)
         mine = self.under_way[transfer.ticket] = _UnderWay(transfer, self._due(transfer))
-        if self.read_only and isinstance(transfer, Demote | Forget | Remember):
+        if self.read_only and isinstance(transfer, Demote | Forget | Erase | Remember):
             mine.due, mine.refused = self._clock(), True
         elif isinstance(transfer, Demote):
             units = set(_units(transfer))
@@ -150,18 +154,32 @@ class TierModel:
             mine.seen = self._memory.begin_read(_slot(transfer))
         elif isinstance(transfer, Promote):
             assert transfer.place in self.disks.content, f"{transfer} of what was never written"
+            assert transfer.place not in self._erased, f"{transfer} of what was erased"
             self._memory.begin_write(_who(transfer), _slot(transfer))
         elif isinstance(transfer, Flush):
             mine.entry = len(self._log)
+        elif isinstance(transfer, Erase):
+            units = set(_units(transfer))
+            assert len({place // self.disks.extent_units for place in units}) == 1, f"{transfer} is not within an extent"
+            self._nothing_under_way(transfer, units)
+            self._written |= units
+            self._erased.add(transfer.place)
         else:
             self._begin_entry(mine)
+
+    def _nothing_under_way(self, order: Forget | Erase, places: Container[int]) -> None:
+        for other in self.under_way.values():
+            if other.order is not order and isinstance(other.order, Demote | Promote | Erase) and not other.refused:
+                assert not any(place in places for place in _units(other.order)), (
+                    f"{order} while {other.order} is under way"
+                )
+            if isinstance(order, Erase) and isinstance(other.order, Forget) and not other.refused:
+                assert not other.order.first <= order.place < other.order.end, f"{order} while {other.order} is under way"
 
     def _begin_entry(self, mine: _UnderWay) -> None:
         order = mine.order
         if isinstance(order, Forget):
-            for other in self.under_way.values():
-                if isinstance(other.order, Demote | Promote) and not other.refused:
-                    assert not order.first <= other.order.place < order.end, f"{order} while {other.order} is under way"
+            self._nothing_under_way(order, range(order.first, order.end))
         mine.entry = len(self._log)
         self._log.append(order)
 
@@ -181,6 +199,8 @@ class TierModel:
             checksum = self._end_demote(mine, order, fault)
         elif isinstance(order, Promote):
             fault = self._end_promote(order, fault)
+        elif isinstance(order, Erase):
+            self._end_erase(order, fault)
         elif fault:
             if not isinstance(order, Flush) and self._happens(0.5):
                 self._log[mine.entry] = None
@@ -190,6 +210,7 @@ class TierModel:
             self._commit(mine.entry + 1)
             if isinstance(order, Forget):
                 self._written -= set(range(order.first, order.end))
+                self._erased -= set(range(order.first, order.end))
                 self._lose(order.first, order.end)
         return Finished(order.ticket, fault, checksum)
 
@@ -212,6 +233,19 @@ class TierModel:
         self._memory.end_fill(_who(order), order.slot, None if fault else content)
         return fault
 
+    def _end_erase(self, order: Erase, fault: str) -> None:
+        """With a fault it was not begun, or not finished, or is committed later."""
+        if fault and self._happens(0.3):
+            return
+        self._zero(order)
+        if not fault or self._happens(0.5):
+            self._log.append(Forget(order.ticket, order.place, _units(order).stop))
+        if not fault:
+            self._commit(len(self._log))
+
+    def _zero(self, order: Erase) -> None:
+        self.disks.content[order.place] = [ZEROS] * len(_units(order))
+
     # --- the log ---------------------------------------------------------------------------------------------
 
     def _commit(self, end: int) -> None:
@@ -226,6 +260,9 @@ class TierModel:
 
     def crash(self) -> Disks:
         """The process is dead."""
+        for mine in self.under_way.values():
+            if isinstance(mine.order, Erase) and not mine.refused and self._happens(0.5):
+                self._zero(mine.order)
         end = self._random.randint(self._committed, len(self._log))
         for i in range(self._committed, end):
             if isinstance(self._log[i], Record) and self._happens(0.3):
@@ -241,7 +278,7 @@ class TierModel:
     def _due(self, order: Transfer) -> float:
         now = self._clock()
         drive = 0
-        if isinstance(order, Demote | Promote):
+        if isinstance(order, Demote | Promote | Erase):
             drive = order.place // self.disks.extent_units % self.disks.drives
         if self._happens(self.luck.hangs):
             until = self._hangs_until[drive] = now + self._random.uniform(1, 8)
@@ -267,5 +304,5 @@ def _slot(order: Demote | Promote) -> list[int]:
     return list(range(order.slot, order.slot + order.size // SLOT_UNIT))
 
 
-def _units(order: Demote) -> range:
+def _units(order: Demote | Promote | Erase) -> range:
     return range(order.place, order.place + order.size // SLOT_UNIT)

@@ -112,5 +112,9 @@ class TierModelFactory:
                 content[unit] = content[unit][:byte] + bytes([content[unit][byte] ^ 1]) + content[unit][byte + 1 :]
                 return
 
+    def raw(self, tier: ModelTier, place: int, size: int) -> bytes:
+        """On the drive; `place` is that of a block."""
+        return b"".join(tier.disks.content[place])[:size]
+
     def _open(self, disks: Disks) -> ModelTier:
         return ModelTier(disks, self._arena, self._random)

@@ -1,0 +1,58 @@
+"""A simulated operator: says of sessions what they are to do, whatever is under way, and looks what comes of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .engine_model import BUSY_UNTIL
+
+if TYPE_CHECKING:
+    from .simulation import Simulation
+
+EVERY_S = 0.2
+VERBS = ("warm", "park", "pin", "unpin", "end", "forget", "forget", "forget a tenant")
+
+
+class OperatorModel:
+    def __init__(self, sim: Simulation) -> None:
+        self.sim = sim
+        self.forgotten = 0  # tickets that were through
+        self.open: dict[int, str] = {}
+        if sim.chance(0.7):
+            self._later()
+
+    def daemon_died(self) -> None:
+        self.open.clear()
+
+    def look(self) -> None:
+        """After each event."""
+        sim = self.sim
+        for ticket, proof in sim.store.retention.forgotten():
+            del self.open[ticket]
+            self.forgotten += 1
+            sim.nothing_is_left_of(ticket, proof)
+
+    def _later(self) -> None:
+        self.sim.after(self.sim.delay(EVERY_S), "the operator says something", self._say)
+
+    def _say(self) -> None:
+        sim = self.sim
+        if sim.now > BUSY_UNTIL:
+            return
+        self._later()
+        rows = sim.store.retention.sessions(sim.now)
+        if not rows:
+            return
+        row = sim.random.choice(rows)
+        name, tenant = str(row["session"]), sim.random.choice(("", str(row["tenant"])))
+        verb = sim.random.choice(VERBS)
+        sim.log.append(f"{sim.now:9.4f}   {verb} {name} of tenant {tenant!r}")
+        if verb == "forget a tenant" and row["tenant"]:
+            self._forget("", str(row["tenant"]))
+        elif verb == "forget":
+            self._forget(name, tenant)
+        else:
+            sim.wish(verb, name, tenant)
+
+    def _forget(self, name: str, tenant: str) -> None:
+        self.open[self.sim.forget(name, tenant)] = name
