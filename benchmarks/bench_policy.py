@@ -241,6 +241,7 @@ def bytes_of_sessions(keys: int) -> float:
         traffic.come(session, keys, saves=False)
     taken = tracemalloc.take_snapshot().filter_traces(kept_in)
     tracemalloc.stop()
+    traffic.node.store.retention.tick(traffic.clock.now + 60)  # of many sessions, states are counted now and then
     assert sum(traffic.node.store.retention.snapshot(traffic.clock.now)["sessions"].values()) == SESSIONS
     return sum(trace.size for trace in taken.traces) / SESSIONS
 

@@ -202,6 +202,8 @@ class Drives:
     # --- what survives -----------------------------------------------------------------------------------------
 
     def _note_order(self, order: Transfer) -> None:
+        if isinstance(order, Demote | Promote):
+            self.sim.operator.heard_of(order)
         if isinstance(order, Flush):
             self._at_flush[order.ticket] = {key: lying.place for key, lying in self._below.blocks.items()}
         elif isinstance(order, Forget):

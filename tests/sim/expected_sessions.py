@@ -36,8 +36,6 @@ class Known:
     no_disk: bool = False
     is_guess: bool = False  # it never asked: it has what its request saved first
     dies_at: float | None = None
-    over_at: float | None = None
-    at_once: bool = False  # its last request came in the moment when one before it was over: what that said may hold still
     requests: dict[Request, list[BlockKey]] = field(default_factory=dict)  # under way -> what they saved
 
     def has(self, keys: list[BlockKey]) -> None:
@@ -97,7 +95,6 @@ class ExpectedSessions:
         if mine is None:
             mine = self.known[session] = Known(session, self.ram.engines[engine].namespace, is_chain, [])
         self._goes_on(mine, keys)
-        mine.at_once = mine.over_at == now
         mine.hints, mine.dies_at = hints, None
         mine.no_disk |= hints.no_disk
         if hints.no_disk:
@@ -163,7 +160,6 @@ class ExpectedSessions:
                 mine.is_guess = False
             self._mark(mine, keys)
             ram.use(ram.here(keys if mine.requests else mine.keys))
-            mine.over_at = now
             if mine.hints.end and not mine.requests:
                 for namesake in [other for other in self.known.values() if self._is_namesake(mine, other)]:
                     if namesake.requests:
@@ -203,8 +199,7 @@ class ExpectedSessions:
         """The store has had it. Whose time to live is over loses what it alone has, everywhere."""
         alive = set(self.store.retention._sessions)
         for mine in [mine for session, mine in self.known.items() if session not in alive]:
-            is_due = mine.dies_at is not None and mine.dies_at <= now
-            assert (is_due or mine.at_once) and not mine.requests, "it had time to live"
+            assert mine.dies_at is not None and mine.dies_at <= now and not mine.requests, "it had time to live"
             alone = self.alone([mine])
             self._end(mine)
             if self.ram.below is not None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvtier.block import BlockKey
+from kvtier.transfer import Demote, Promote
+
 from .engine_model import BUSY_UNTIL
 
 if TYPE_CHECKING:
@@ -18,7 +21,8 @@ class OperatorModel:
         self.sim = sim
         self.forgotten = 0  # tickets that were through
         self.open: dict[int, str] = {}
-        if sim.chance(0.7):
+        self.is_here = sim.chance(0.7)
+        if self.is_here:
             self._later()
 
     def daemon_died(self) -> None:
@@ -31,6 +35,17 @@ class OperatorModel:
             del self.open[ticket]
             self.forgotten += 1
             sim.nothing_is_left_of(ticket, proof)
+
+    def heard_of(self, order: Demote | Promote) -> None:
+        """Now and then somebody wants forgotten just what is being read or written."""
+        if self.is_here and self.sim.chance(0.15 if isinstance(order, Promote) else 0.02):
+            self.sim.after(self.sim.delay(0.01), "the operator says something", lambda: self._forget_owner(order.key))
+
+    def _forget_owner(self, key: BlockKey) -> None:
+        owners = [session for session, mine in self.sim.expected.sessions.known.items() if key in mine.keys]
+        for session in owners:
+            self.sim.log.append(f"{self.sim.now:9.4f}   forget {session.shown_name}")
+            self._forget(session.shown_name, "")
 
     def _later(self) -> None:
         self.sim.after(self.sim.delay(EVERY_S), "the operator says something", self._say)

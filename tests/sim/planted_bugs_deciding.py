@@ -10,16 +10,6 @@ from kvtier.store import BlockStore
 # --- what is offered ---------------------------------------------------------------------------------------------
 
 
-def a_cut_offers_what_is_behind_a_hole(store: BlockStore) -> None:
-    sound = store.leases._cut
-
-    def cut(slots, wanted, tier, matched, *how):
-        more = replace(matched, cpu_blocks=len(slots), all_blocks=len(slots))
-        return sound(slots, wanted, tier, more, *how)
-
-    store.leases._cut = cut
-
-
 def a_cut_offers_one_block_too_few(store: BlockStore) -> None:
     sound = store.leases._cut
     store.leases._cut = lambda slots, wanted, tier, matched, *how: sound(

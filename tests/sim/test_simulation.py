@@ -8,8 +8,19 @@ from .planted_bugs_deciding import BUGS_IN_DECIDING
 from .planted_bugs_sessions import BUGS_IN_SESSIONS
 from .simulation import BROKEN, Simulation, has_drives
 
+# Found only after many seeds: noticed in `make test-long`.
+LATE = {
+    "a_session_whose_time_is_up_leaves_its_blocks",
+    "to_unpin_one_session_unpins_another",
+    "what_nobody_asked_for_takes_the_room_of_something_dearer",
+    "an_erasure_that_failed_is_taken_for_done",
+    "what_is_below_is_staged_though_only_ram_is_chosen",
+    "that_a_request_could_run_is_forgotten",
+    "what_an_engine_has_is_staged_too",
+    "every_block_may_take_the_whole_budget",
+}
 # In these much is read back from the drives, forgotten there, cut off, held out; so a bug is noticed soon:
-WITH_DRIVES = [59, 8, 14, 43, 70, 68, 58, 148, 139, 85, 61, 10, 64, 32, 62, 2, 65, 4, 7, 11, 13, 71, 98, 134, 20, 67]
+WITH_DRIVES = [59, 8, 43, 14, 70, 68, 148, 85, 92, 58, 139, 7, 10, 32, 98, 61, 64, 62, 2, 65, 4, 11, 13, 71, 134, 20, 67]
 WITHOUT = [
     183,
     198,
@@ -18,9 +29,13 @@ WITHOUT = [
 LONG = 10
 
 
+def marked(plants: list) -> list:
+    return [pytest.param(plant, marks=pytest.mark.long) if plant.__name__ in LATE else plant for plant in plants]
+
+
 def test_a_run_does_what_the_store_is_for():
     counts: dict[str, int] = {}
-    for seed in range(15):
+    for seed in range(20):
         simulation = Simulation(seed)
         simulation.run()
         for name, n in simulation.counts.items():
@@ -74,22 +89,22 @@ def test_the_store_survives_ten_times_as_many_seeds(seeds):
         Simulation(seed).run()
 
 
-@pytest.mark.parametrize("plant", STORE_BUGS, ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize("plant", marked(STORE_BUGS), ids=lambda plant: plant.__name__)
 def test_a_bug_in_the_store_is_noticed(plant):
     assert any(is_noticed(Simulation(seed, plant=plant)) for seed in WITHOUT)
 
 
-@pytest.mark.parametrize("plant", BUGS_BELOW, ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize("plant", marked(BUGS_BELOW), ids=lambda plant: plant.__name__)
 def test_a_bug_below_the_arena_is_noticed(plant):
     assert any(is_noticed(Simulation(seed, plant=plant)) for seed in WITH_DRIVES)
 
 
-@pytest.mark.parametrize("plant", BUGS_IN_DECIDING, ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize("plant", marked(BUGS_IN_DECIDING), ids=lambda plant: plant.__name__)
 def test_a_bug_in_what_follows_from_decisions_is_noticed(plant):
     assert any(is_noticed(Simulation(seed, plant=plant)) for seed in WITH_DRIVES)
 
 
-@pytest.mark.parametrize("plant", BUGS_IN_SESSIONS, ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize("plant", marked(BUGS_IN_SESSIONS), ids=lambda plant: plant.__name__)
 def test_a_bug_in_what_sessions_mean_is_noticed(plant):
     assert any(is_noticed(Simulation(seed, plant=plant)) for seed in WITH_DRIVES)
 
