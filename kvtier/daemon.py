@@ -146,9 +146,9 @@ class Daemon:
         experience.begin(self._store, time.monotonic())
         server.on_join, server.on_leave = experience.joined, experience.left
         self._tick()
+        await self._serve_admin()
         server.listen(self.path)
         log.info("kvtierd %s serves %s of RAM on %s", __version__, format_size(arena.size), self.path)
-        await self._serve_admin()
         gc.collect()
         gc.freeze()  # what lives as long as the daemon need not be walked again
         await self._over.wait()
@@ -156,14 +156,10 @@ class Daemon:
         return self._status
 
     async def _serve_admin(self) -> None:
-        """Engines are served meanwhile: they shall not wait until gRPC is loaded."""
-        try:
-            service = await asyncio.to_thread(importlib.import_module, "kvtier.admin.service")
-            admin = service.AdminService(self._store, self._after_event)
-            await admin.start(self.admin_path)
-        except OSError as error:  # out of descriptors, say: engines are served all the same
-            log.error("no admin API on %s: %s; restart kvtierd when that is cured", self.admin_path, error)
-            return
+        """Before engines are: they might take the last descriptors, without which gRPC ends a process."""
+        service = importlib.import_module("kvtier.admin.service")
+        admin = service.AdminService(self._store, self._after_event)
+        await admin.start(self.admin_path)
         self._admin = admin
 
     async def _end(self) -> None:

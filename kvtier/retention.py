@@ -72,11 +72,12 @@ class Retention:
 
     def asked(
         self, engine: str, request: str, keys: bytes, namespace: int, kind: tuple[int, int, bool], now: float
-    ) -> Pair:
-        """A request asks for these. The queues where its blocks stand until it is over."""
+    ) -> Pair | None:
+        """A request asks for these. The queues where its blocks stand until it is over; None: of one that is not to be
+        known."""
         hints = self._said.get((engine, request), NOTHING)
         if hints.no_store:
-            return self.others(namespace)
+            return None  # they stay where they stand
         if self._sessions.of_request(engine, request) is None and not self._forgetting.is_barred(engine, request):
             begun = self._sessions.begin((engine, request), keys, namespace, kind, hints, now)
             session, parted = begun.session, begun.parted_from
@@ -129,7 +130,7 @@ class Retention:
         if not request:
             return self.others(namespace)
         is_new = self._sessions.of_request(engine, request) is None
-        queues = self.asked(engine, request, keys, namespace, kind, now)
+        queues = self.asked(engine, request, keys, namespace, kind, now) or self.others(namespace)
         session = self._sessions.of_request(engine, request)
         if is_new and session is not None:
             session.is_guess = True

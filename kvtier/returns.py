@@ -127,7 +127,7 @@ class Returns:
     def index(self, category: int, age_s: float) -> float:
         """Returns a second that room for it brings, at best; between the begins of two bins, in between."""
         row = self._rows[category]
-        if age_s <= BINS[1]:
+        if age_s < BINS[1]:
             return row[0]
         at = 1 + log(age_s / BINS[1]) / _STEP + 1e-9
         number = int(at)

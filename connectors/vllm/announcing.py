@@ -53,6 +53,8 @@ class Announcer:
         if mine.told == client.generation or not client.ready:
             return
         said, counts = mine.hints, mine.hints.counts()
+        if said.no_store and said.no_load:
+            return  # kvtierd has nothing to do with it
         if said.no_store:
             mine.told = client.generation
             client.begin(mine.req_id[:TEXT_MAX], now, session="", tenant=b"", tool="", counts={"no_store": 1})

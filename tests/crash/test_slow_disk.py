@@ -52,7 +52,7 @@ class Side:
 
 def begin(folder, library) -> Side:
     folder.mkdir()
-    settings = {"nvme.paths": folder / "nvme", "nvme.capacity": "512 MiB", "nvme.io": "threads",
+    settings = {"nvme.paths": folder / "nvme", "nvme.capacity": "512 MiB", "nvme.io": "threads", "policy.name": "lru",
                 "nvme.endurance_dwpd": 1000, "nvme.stage_deadline_ms": 200}  # fmt: skip
     victim = Victim(folder, settings)
     faults = Faults(library, victim, folder / "nvme")

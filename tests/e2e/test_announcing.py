@@ -153,7 +153,9 @@ def test_of_a_request_that_is_not_to_be_kept_nothing_is_saved_or_told():
     engine.manager.admitted("request", BLOCK)
     assert engine.manager.prepare_store(engine.keys[1:], engine.context).keys_to_store == []
     engine.manager.on_request_finished(engine.context)
-    assert said_in_order(engine) == []
+    assert said_in_order(engine) == ["begin"]
+    (begun,) = engine.client.words("begin")
+    assert "a secret" not in str(begun) and "no_store" in str(begun), "that it is not to be kept, and not whose it is"
     assert engine.client.slots_at_hand == LEND
     assert engine.manager._counts["skipped_no_store"] == 2
     assert [lease for lease, *_ in engine.client.words("release")] == [1]

@@ -30,7 +30,7 @@ def _prompt(seed: int) -> list[int]:
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KVTierd]:
     folder = tmp_path_factory.mktemp("nvme")
-    with KVTierd(folder, {**SMALL, "nvme.paths": folder / "drive"}) as running:
+    with KVTierd(folder, {**SMALL, "policy.name": "lru", "nvme.paths": folder / "drive"}) as running:
         yield running
 
 
