@@ -121,7 +121,8 @@ class Expected(Room):
         mine, asker = self.engines[engine], (engine, lease)
         slot_of = {key: slot for slot, (key, _) in self.blocks.items()}
         found = [slot_of.get(key, ABSENT) for key in keys]
-        if ask.request:
+        is_known = bool(ask.request) and not self.sessions.is_not_to_be_known(engine, ask.request)
+        if is_known:
             self.use([slot for slot in found if slot != ABSENT])
         wanted = []
         if self.below is not None:
@@ -139,7 +140,7 @@ class Expected(Room):
         answer = [slot if slot >= BELOW else next(offered, BELOW) for slot in found]
         wanted = wanted[: max(0, room - len(here))]
         if wanted and self.below is not None:
-            self.below.wait(asker, answer, wanted, bool(ask.request), now)
+            self.below.wait(asker, answer, wanted, is_known, now)
             return None
         self.decisions.answered(asker, answer, now)
         return answer

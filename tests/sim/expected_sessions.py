@@ -83,6 +83,9 @@ class ExpectedSessions:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
+    def is_not_to_be_known(self, engine: str, name: str) -> bool:
+        return self.said.get((engine, name), NOTHING).no_store
+
     def asked(self, engine: str, name: str, keys: list[BlockKey], is_chain: bool, now: float) -> None:
         """The store has heard it already."""
         request = engine, name
