@@ -146,8 +146,9 @@ class Daemon:
         experience.begin(self._store, time.monotonic())
         server.on_join, server.on_leave = experience.joined, experience.left
         self._tick()
-        await self._serve_admin()
         server.listen(self.path)
+        await self._serve_admin()
+        server.serve()
         log.info("kvtierd %s serves %s of RAM on %s", __version__, format_size(arena.size), self.path)
         gc.collect()
         gc.freeze()  # what lives as long as the daemon need not be walked again
@@ -159,7 +160,11 @@ class Daemon:
         """Before engines are: they might take the last descriptors, without which gRPC ends a process."""
         service = importlib.import_module("kvtier.admin.service")
         admin = service.AdminService(self._store, self._after_event)
-        await admin.start(self.admin_path)
+        try:
+            await admin.start(self.admin_path)
+        except DaemonError:
+            self.path.unlink()
+            raise
         self._admin = admin
 
     async def _end(self) -> None:

@@ -58,8 +58,12 @@ class Server:
     # --- the listening socket --------------------------------------------------------------------------------
 
     def listen(self, path: Path) -> None:
-        """Bind and serve on the running loop. DaemonError when the path can't be had or another kvtierd has it."""
+        """Whoever connects waits. DaemonError when the path can't be had or another kvtierd has it."""
         self._listener = bind(path)
+
+    def serve(self) -> None:
+        """Those who wait, and all who come, on the running loop."""
+        assert self._listener is not None
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._listener, self._on_accept)
 
