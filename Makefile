@@ -18,10 +18,13 @@ SOURCES := $(shell find kvtier connectors native -type f -not -path '*/__pycache
 # Their oldest compiler that the Pythons here have: what it makes runs under its protobuf and under all later ones.
 STUBS := grpcio-tools==1.71.2
 
-.PHONY: help venv test test-long demo bench lint stubs clean
+# The compiler of the CUDA kernel. A driver takes what is as old as itself or older: this one serves all since 525.
+NVRTC := nvidia-cuda-nvrtc-cu12==12.0.76
+
+.PHONY: help venv test test-long demo bench lint stubs kernel clean
 
 help:
-	@echo "make test | test-long | demo | bench | lint | stubs | clean"
+	@echo "make test | test-long | demo | bench | lint | stubs | kernel | clean"
 
 venv: $(V)/.kvtier
 
@@ -43,17 +46,23 @@ $(V)/.kvtier: $(V)/.engine $(SOURCES)
 	$(INSTALL) --no-deps --no-build-isolation --reinstall-package kvtier .
 	touch $@
 
+# Pure tests on all cores; then, alone on the machine, those with daemons, drives and engines. 5: no such tests.
+PURE := tests/unit tests/sim tests/fake_cuda tests/test_style.py
+REAL := tests/contract tests/daemon tests/crash tests/e2e tests/gpu
+
 test: $(V)/.kvtier
-	$(PYTEST) -m "not long" $(ARGS)
+	$(PYTEST) -n auto -m "not long" $(PURE) $(ARGS) || test $$? -eq 5
+	$(PYTEST) -m "not long" $(REAL) $(ARGS) || test $$? -eq 5
 
 test-long: $(V)/.kvtier
-	$(PYTEST) -m long $(ARGS) || test $$? -eq 5  # 5: no such tests
+	$(PYTEST) -m long $(ARGS) || test $$? -eq 5
 
 demo: $(V)/.kvtier
 	PYTHONPATH=tests/e2e $(V)/bin/python benchmarks/demo.py $(ARGS)
 
+# 3: this machine lacks what is measured.
 bench: $(V)/.kvtier
-	set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; PYTHONPATH=tests/e2e $(V)/bin/python $$file; done
+	set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; PYTHONPATH=tests/e2e $(V)/bin/python $$file || test $$? -eq 3; done
 
 lint: $(V)/.engine
 	$(V)/bin/ruff check .
@@ -64,6 +73,11 @@ lint: $(V)/.engine
 stubs: $(V)/.uv
 	$(V)/bin/uv run --no-project --python $(V)/bin/python --with $(STUBS) \
 	  python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. kvtier/admin/admin.proto
+
+# So is what is generated from native/copy_kernel.cu: nobody who installs kvtier needs a CUDA toolkit.
+kernel: $(V)/.uv
+	$(V)/bin/uv run --no-project --python $(V)/bin/python --with $(NVRTC) \
+	  python native/make_kernel.py native/copy_kernel.ptx.h
 
 clean:
 	rm -rf $(V) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -30,6 +31,8 @@
 namespace kvtier {
 namespace {
 
+constexpr int kPreferred = 1;        // MPOL_PREFERRED: this node while it has room, then the others
+constexpr int kNumaNodesMax = 1024;  // as the kernel's
 constexpr std::size_t kPopulatePiece = std::size_t{64} << 20;
 constexpr std::size_t kSmallPage = 4096;
 constexpr int kCollapseTries = 3;  // a long-running machine is fragmented: after this many failures, stop paying for it
@@ -115,25 +118,26 @@ Mapping::Mapping(int fd, std::size_t size) : size_(size) {
 
 Mapping::~Mapping() { munmap(address_, size_); }
 
-std::unique_ptr<Arena> Arena::create(std::int64_t requested, const std::string& name, bool pin,
+std::unique_ptr<Arena> Arena::create(std::int64_t requested, const std::string& name, bool pin, int numa_node,
                                      const Interrupt& interrupt) {
   const std::size_t size = checked_size(requested);
   std::string why_not;
   std::unique_ptr<Arena> arena;
-  if (free_huge_page_bytes() >= size) arena = create_hugetlb(size, name, interrupt, why_not);
-  if (!arena) arena = create_plain(size, name, interrupt);
+  if (free_huge_page_bytes() >= size) arena = create_hugetlb(size, name, numa_node, interrupt, why_not);
+  if (!arena) arena = create_plain(size, name, numa_node, interrupt);
   if (!why_not.empty()) arena->note(std::move(why_not));
   if (pin) arena->lock_pages();
   return arena;
 }
 
 // Null when the reserved pages can't be had after all (a cgroup's limit, or another process was faster).
-std::unique_ptr<Arena> Arena::create_hugetlb(std::size_t size, const std::string& name, const Interrupt& interrupt,
-                                             std::string& why_not) {
+std::unique_ptr<Arena> Arena::create_hugetlb(std::size_t size, const std::string& name, int numa_node,
+                                             const Interrupt& interrupt, std::string& why_not) {
   try {
     Descriptor fd = memory_file(name, MFD_HUGETLB | MFD_HUGE_2MB, size);
     auto mapping = std::make_shared<Mapping>(fd.get(), size);
     std::unique_ptr<Arena> arena(new Arena(std::move(fd), std::move(mapping)));
+    arena->prefer_node(numa_node);
     arena->populate(interrupt, false);
     arena->huge_bytes_ = size;
     return arena;
@@ -146,13 +150,15 @@ std::unique_ptr<Arena> Arena::create_hugetlb(std::size_t size, const std::string
   return nullptr;
 }
 
-std::unique_ptr<Arena> Arena::create_plain(std::size_t size, const std::string& name, const Interrupt& interrupt) {
+std::unique_ptr<Arena> Arena::create_plain(std::size_t size, const std::string& name, int numa_node,
+                                           const Interrupt& interrupt) {
   // Populating what isn't there ends in the OOM killer, which may well take the engine instead of us.
   if (const std::uint64_t available = available_memory(); size > available)
     throw NoMemory("an arena of " + gib(size) + " does not fit: " + gib(available) + " of memory are available");
   Descriptor fd = memory_file(name, 0, size);
   auto mapping = std::make_shared<Mapping>(fd.get(), size);
   std::unique_ptr<Arena> arena(new Arena(std::move(fd), std::move(mapping)));
+  arena->prefer_node(numa_node);
   arena->populate(interrupt, true);
   arena->huge_bytes_ = std::min<std::uint64_t>(huge_mapped_bytes(arena->mapping_->address()), size);
   if (arena->huge_bytes_ < size)
@@ -160,6 +166,21 @@ std::unique_ptr<Arena> Arena::create_plain(std::size_t size, const std::string& 
                 "rest are up to 3 times slower; reserve pages (vm.nr_hugepages=" + std::to_string(size / kHugePage) +
                 ") or start before memory is fragmented (Linux 6.1 or later)");
   return arena;
+}
+
+// By system call: libnuma would be one more thing to install. The policy is the file's, so it holds for whoever touches.
+void Arena::prefer_node(int numa_node) {
+  if (numa_node < 0) return;
+  constexpr std::size_t kWordBits = sizeof(unsigned long) * 8;
+  unsigned long nodes[kNumaNodesMax / kWordBits] = {};
+  if (numa_node < kNumaNodesMax) nodes[numa_node / kWordBits] = 1ul << numa_node % kWordBits;
+  // The kernel reads one bit less than it is told.
+  if (numa_node < kNumaNodesMax &&
+      syscall(SYS_mbind, mapping_->address(), mapping_->size(), kPreferred, nodes, kNumaNodesMax + 1, 0) == 0)
+    return;
+  const std::string why = numa_node < kNumaNodesMax ? std::strerror(errno) : "no such node";
+  note("arena is not placed on NUMA node " + std::to_string(numa_node) + " (" + why +
+       "): copies to the GPUs of that node cross sockets");
 }
 
 void Arena::populate(const Interrupt& interrupt, bool huge) {

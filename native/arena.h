@@ -57,9 +57,10 @@ class Arena {
   // Called between two pieces of a long populate; may throw to give the arena up.
   using Interrupt = std::function<void()>;
 
-  // Takes `size` bytes now, every page touched. What can't be had (pins, 2 MiB pages) becomes a note;
+  // Takes `size` bytes now, every page touched. `numa_node`: where pages are to lie as far as there is room; -1: where
+  // the kernel likes. What can't be had (pins, 2 MiB pages, the node) becomes a note;
   // throws std::invalid_argument, NoMemory, or std::system_error when the memory itself can't be had.
-  static std::unique_ptr<Arena> create(std::int64_t size, const std::string& name, bool pin,
+  static std::unique_ptr<Arena> create(std::int64_t size, const std::string& name, bool pin, int numa_node,
                                        const Interrupt& interrupt);
 
   // Maps an arena that another process created; `fd` stays the caller's.
@@ -79,9 +80,11 @@ class Arena {
 
  private:
   Arena(Descriptor fd, std::shared_ptr<Mapping> mapping) : fd_(std::move(fd)), mapping_(std::move(mapping)) {}
-  static std::unique_ptr<Arena> create_hugetlb(std::size_t size, const std::string& name, const Interrupt& interrupt,
-                                               std::string& why_not);
-  static std::unique_ptr<Arena> create_plain(std::size_t size, const std::string& name, const Interrupt& interrupt);
+  static std::unique_ptr<Arena> create_hugetlb(std::size_t size, const std::string& name, int numa_node,
+                                               const Interrupt& interrupt, std::string& why_not);
+  static std::unique_ptr<Arena> create_plain(std::size_t size, const std::string& name, int numa_node,
+                                             const Interrupt& interrupt);
+  void prefer_node(int numa_node);
   void populate(const Interrupt& interrupt, bool collapse);
   void lock_pages();
   void note(std::string line) { notes_.push_back(std::move(line)); }

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <limits>
 #include <string>
 
 #include "signals_blocked.h"
@@ -28,19 +27,12 @@ struct Fragment {
 };
 
 std::vector<Fragment> concatenated(const Fragments& columns) {
-  const std::size_t count = columns.size.size();
-  if (columns.source.size() != count || columns.target.size() != count)
-    throw std::invalid_argument("source, target and size must have the same length");
-  constexpr std::uint64_t most = std::numeric_limits<std::int64_t>::max();
+  checked_bytes(columns);
   std::vector<Fragment> fragments;
-  fragments.reserve(count);
+  fragments.reserve(columns.size.size());
   std::uint64_t end = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::uint64_t size = columns.size[i];
-    if (size > most - end) throw std::invalid_argument("fragment sizes add up to more than any memory");
-    if (size > 0 && (columns.source[i] == 0 || columns.target[i] == 0))
-      throw std::invalid_argument("fragment " + std::to_string(i) + " has the address 0");
-    end += size;
+  for (std::size_t i = 0; i < columns.size.size(); ++i) {
+    end += columns.size[i];
     fragments.push_back({columns.source[i], columns.target[i], end});
   }
   return fragments;
@@ -135,24 +127,21 @@ std::uint64_t HostCopier::submit(const Fragments& columns) {
   std::vector<Fragment> fragments = concatenated(columns);
   const std::lock_guard lock(mutex_);
   if (closing_) throw BackendClosed();
-  const std::size_t known = unfinished_.size() + finished_.size();
-  if (known >= kMaxJobs) throw QueueFull();
   // All that can run out of memory happens before anything is promised: threads then only fill what is reserved.
-  const auto job = std::make_shared<Job>(last_ticket_ + 1, std::move(fragments));
-  if (finished_.capacity() <= known) finished_.reserve(2 * known + 1);
-  if (job->pieces == 0) {
-    finished_.push_back({job->ticket, 0, 0.0});
-  } else {
-    unfinished_.insert(job->ticket);
-    try {
-      queue_.push_back(job);
-    } catch (...) {
-      unfinished_.erase(job->ticket);
-      throw;
+  const std::uint64_t ticket = ledger_.open();
+  try {
+    const auto job = std::make_shared<Job>(ticket, std::move(fragments));
+    if (job->pieces == 0) {
+      ledger_.finish({ticket, 0, 0.0, {}});
+      return ticket;
     }
+    queue_.push_back(job);
     job->pieces == 1 ? wakeups_->work.notify_one() : wakeups_->work.notify_all();
+  } catch (...) {
+    ledger_.withdraw();
+    throw;
   }
-  return ++last_ticket_;
+  return ticket;
 }
 
 void HostCopier::work() noexcept {
@@ -174,23 +163,19 @@ void HostCopier::work() noexcept {
 
 void HostCopier::finish(const Job& job) noexcept {
   const std::chrono::duration<double> seconds = Clock::now() - *job.started;
-  finished_.push_back({job.ticket, job.bytes, seconds.count()});
-  unfinished_.erase(job.ticket);
+  ledger_.finish({job.ticket, job.bytes, seconds.count(), {}});
   wakeups_->done.notify_all();
 }
 
 std::vector<Completion> HostCopier::poll() {
   const std::lock_guard lock(mutex_);
-  std::vector<Completion> report(finished_);  // a copy: finished_ keeps the room that submit() reserved
-  finished_.clear();
-  return report;
+  return ledger_.take();
 }
 
-bool HostCopier::wait(std::int64_t number, std::optional<std::chrono::duration<double>> timeout) {
-  const auto ticket = static_cast<std::uint64_t>(number);
+bool HostCopier::wait(std::int64_t ticket, std::optional<std::chrono::duration<double>> timeout) {
   std::unique_lock lock(mutex_);
-  if (number < 1 || ticket > last_ticket_) throw std::invalid_argument("no job has ticket " + std::to_string(number));
-  const auto is_done = [&] { return !unfinished_.contains(ticket); };
+  ledger_.check(ticket);
+  const auto is_done = [&] { return ledger_.is_finished(ticket); };
   if (!timeout || *timeout >= kForever) {
     wakeups_->done.wait(lock, is_done);
     return true;
@@ -201,7 +186,7 @@ bool HostCopier::wait(std::int64_t number, std::optional<std::chrono::duration<d
 
 std::size_t HostCopier::pending() const {
   const std::lock_guard lock(mutex_);
-  return unfinished_.size();
+  return ledger_.pending();
 }
 
 void HostCopier::close() {

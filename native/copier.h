@@ -6,9 +6,9 @@
 #include <memory>
 #include <mutex>
 #include <thread>
-#include <unordered_set>
 
 #include "copy_backend.h"
+#include "ledger.h"
 
 namespace kvtier {
 
@@ -45,10 +45,8 @@ class HostCopier final : public CopyBackend {
 
   std::unique_ptr<Wakeups> wakeups_;
   mutable std::mutex mutex_;  // guards everything down to `closing_`; never held while bytes move
-  std::deque<std::shared_ptr<Job>> queue_;        // jobs with pieces that no thread has drawn yet
-  std::unordered_set<std::uint64_t> unfinished_;  // tickets, in the queue or in flight
-  std::vector<Completion> finished_;              // until the next poll; always has room for all unfinished jobs
-  std::uint64_t last_ticket_ = 0;
+  std::deque<std::shared_ptr<Job>> queue_;  // jobs with pieces that no thread has drawn yet
+  Ledger ledger_;
   bool closing_ = false;
 
   std::once_flag closed_;

@@ -14,6 +14,7 @@
 //   unfinished job: a backend does not look.
 // * A job is finished when its last byte is where any reader that learns of the completion will see it.
 //   It is then reported by exactly one poll(), once.
+// * A job that fails is finished, too, but only when nothing of it can still be read or written. Its report says why.
 // * wait() blocks until the job is finished or the time is up. It consumes nothing: poll() still reports the job.
 // * There is no cancellation. A caller that gives up on a job must go on treating its targets as being written
 //   until the job is finished: a deadline is not a cancellation.
@@ -28,6 +29,7 @@
 #include <optional>
 #include <span>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace kvtier {
@@ -47,7 +49,8 @@ class BackendClosed : public std::runtime_error {
 struct Completion {
   std::uint64_t ticket;
   std::uint64_t bytes;
-  double seconds;  // from the moment the first byte was touched; the time in the queue is not in it
+  double seconds;     // from the moment the first byte was touched; the time in the queue is not in it
+  std::string error;  // empty, or why the job failed: its targets then hold anything
 };
 
 // Three columns of one length: fragment i copies size[i] bytes from source[i] to target[i].

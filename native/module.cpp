@@ -15,6 +15,8 @@
 #include <tuple>
 
 #include "arena.h"
+#include "bind_cuda.h"
+#include "bindings.h"
 #include "copier.h"
 #include "crc32c.h"
 #include "file_io.h"
@@ -26,14 +28,6 @@ using namespace nb::literals;
 using namespace kvtier;
 
 namespace {
-
-template <typename T, int kDimensions>
-using Flat = nb::ndarray<const T, nb::ndim<kDimensions>, nb::c_contig, nb::device::cpu, nb::ro>;
-using Column = Flat<std::uint64_t, 1>;
-using Record = std::tuple<std::uint64_t, std::uint64_t, double>;
-using ReleaseGil = nb::call_guard<nb::gil_scoped_release>;
-
-std::span<const std::uint64_t> span(const Column& column) { return {column.data(), column.size()}; }
 
 // Populating takes seconds on large arenas: Ctrl-C must get through.
 void raise_pending_signal() {
@@ -53,18 +47,6 @@ void close(Arena& arena) {
   std::shared_ptr<Mapping> mapping = arena.close();
   const nb::gil_scoped_release release;
   mapping.reset();
-}
-
-std::vector<Record> poll(HostCopier& copier) {
-  std::vector<Record> records;
-  for (const Completion& done : copier.poll()) records.emplace_back(done.ticket, done.bytes, done.seconds);
-  return records;
-}
-
-bool wait(HostCopier& copier, std::int64_t ticket, std::optional<double> timeout_s) {
-  std::optional<std::chrono::duration<double>> timeout;
-  if (timeout_s) timeout.emplace(*timeout_s);
-  return copier.wait(ticket, timeout);
 }
 
 // A new array of `count` values that `fill` writes.
@@ -188,15 +170,16 @@ void bind_arena(nb::module_& m) {
                     "property and view() raise ValueError after close().")
       .def_static(
           "create",
-          [](std::int64_t size, const std::string& name, bool pin) {
+          [](std::int64_t size, const std::string& name, bool pin, int numa_node) {
             const nb::gil_scoped_release release;
-            return Arena::create(size, name, pin, raise_pending_signal);
+            return Arena::create(size, name, pin, numa_node, raise_pending_signal);
           },
-          "size"_a, "name"_a, "pin"_a = true,
+          "size"_a, "name"_a, "pin"_a = true, "numa_node"_a = -1,
           "Take `size` bytes (a positive multiple of 2 MiB) of zeroed memory now: every page is touched, lies on\n"
           "2 MiB pages and is pinned where that can be had; `notes` says what could not, and how to cure it. The\n"
           "file is sealed: it can neither shrink nor grow. Takes about 0.15 s a GiB, or 1-5 s where 2 MiB pages\n"
-          "can't be had; the GIL is released, and Ctrl-C works. `name` shows up in /proc/<pid>/maps.\n\n"
+          "can't be had; the GIL is released, and Ctrl-C works. `name` shows up in /proc/<pid>/maps. `numa_node`:\n"
+          "its pages lie on this node as far as there is room; -1: where the kernel puts them.\n\n"
           "Raises ValueError (size), MemoryError (it does not fit into what is available), OSError.")
       .def_static("attach", &Arena::attach, "fd"_a, "size"_a,
                   "Map the arena behind `fd`, received from its owner. The descriptor is duplicated: the caller still\n"
@@ -242,10 +225,11 @@ void bind_copier(nb::module_& m) {
           "any unfinished job.\n\n"
           "Raises TypeError (not such arrays), ValueError (unequal lengths, address 0), RuntimeError (closed, or\n"
           "\"queue full\": MAX_JOBS jobs are submitted and not polled).")
-      .def("poll", &poll,
-           "list[(ticket, bytes, seconds)]: the jobs finished since the last poll, each exactly once. `seconds` runs\n"
-           "from the first byte to the last; time spent in the queue is not in it. Never blocks.")
-      .def("wait", &wait, "ticket"_a, "timeout_s"_a = nb::none(), ReleaseGil(),
+      .def("poll", &poll_copies<HostCopier>,
+           "list[(ticket, bytes, seconds, error)]: the jobs finished since the last poll, each exactly once. `seconds`\n"
+           "runs from the first byte to the last; time spent in the queue is not in it. `error` is a str, here always\n"
+           "empty. Never blocks.")
+      .def("wait", &wait_for_copy<HostCopier>, "ticket"_a, "timeout_s"_a = nb::none(), ReleaseGil(),
            "Whether the job has finished within `timeout_s` seconds (None: no limit). poll() still reports it; a job\n"
            "already polled is True. The GIL is released. Raises ValueError for a ticket never issued.")
       .def_prop_ro("pending", &HostCopier::pending, "int: jobs submitted and not finished.")
@@ -366,6 +350,7 @@ NB_MODULE(_native, m) {
   bind_file_io(m);
   bind_checksums(m);
   bind_key_table(m);
+  bind_cuda(m);
   m.def("cpu_copy_path", &copy_path,
         "How large copies are stored on this CPU: \"avx512\" or \"avx2\" (non-temporal), or \"memcpy\".");
 }

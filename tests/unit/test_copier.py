@@ -66,8 +66,8 @@ def test_one_fragment_arrives_and_is_reported_with_its_bytes_and_a_duration(copi
     ticket = submit_whole(copier, source, target)
     assert copier.wait(ticket) is True
     assert np.array_equal(source, target)
-    [(reported, size, seconds)] = copier.poll()
-    assert (reported, size) == (ticket, 1000)
+    [(reported, size, seconds, error)] = copier.poll()
+    assert (reported, size, error) == (ticket, 1000, "")
     assert seconds >= 0
 
 
@@ -80,7 +80,7 @@ def test_a_job_without_fragments_and_one_without_bytes_are_finished_at_once(copi
     assert copier.submit(column(), column(), column()) == 1
     assert copier.submit(column(0), column(0), column(0)) == 2
     assert copier.pending == 0
-    assert copier.poll() == [(1, 0, 0.0), (2, 0, 0.0)]
+    assert copier.poll() == [(1, 0, 0.0, ""), (2, 0, 0.0, "")]
 
 
 def test_the_arrays_of_addresses_may_be_reused_after_submit(copier):
@@ -168,8 +168,8 @@ def test_many_jobs_are_all_copied_and_each_is_reported_exactly_once(copier):
     assert all(copier.wait(ticket) for ticket in tickets)
     reports += copier.poll()
     assert copier.poll() == []
-    assert sorted(ticket for ticket, _, _ in reports) == tickets
-    assert {size for _, size, _ in reports} == {3001}
+    assert sorted(ticket for ticket, _, _, _ in reports) == tickets
+    assert {size for _, size, _, _ in reports} == {3001}
     assert np.array_equal(source, target)
     assert copier.pending == 0
 
@@ -205,7 +205,7 @@ def test_waiting_consumes_nothing_and_a_polled_job_is_still_finished(copier):
     source, target = random_bytes(100), np.zeros(100, dtype=np.uint8)
     ticket = submit_whole(copier, source, target)
     assert copier.wait(ticket) and copier.wait(ticket)
-    assert [done for done, _, _ in copier.poll()] == [ticket]
+    assert [done for done, _, _, _ in copier.poll()] == [ticket]
     assert copier.wait(ticket, 0) is True
 
 
@@ -231,7 +231,7 @@ def test_closing_finishes_what_is_in_flight_and_refuses_what_comes_after(copier)
     assert all(np.array_equal(source, target) for _, source, target in jobs)
     assert copier.pending == 0
     assert copier.wait(jobs[0][0], 0) is True
-    assert sorted(ticket for ticket, _, _ in copier.poll()) == [1, 2, 3]
+    assert sorted(ticket for ticket, _, _, _ in copier.poll()) == [1, 2, 3]
     with pytest.raises(RuntimeError, match="closed"):
         copier.submit(column(), column(), column())
     copier.close()
@@ -249,7 +249,7 @@ def test_a_queue_of_results_that_nobody_polls_is_full_some_day_and_polling_makes
         copier.submit(column(), column(), column())
     with pytest.raises(RuntimeError, match="queue full"):
         copier.submit(column(), column(), column())
-    assert [ticket for ticket, _, _ in copier.poll()] == list(range(1, copier.MAX_JOBS + 1))
+    assert [ticket for ticket, _, _, _ in copier.poll()] == list(range(1, copier.MAX_JOBS + 1))
     assert copier.submit(column(), column(), column()) == copier.MAX_JOBS + 1
 
 
