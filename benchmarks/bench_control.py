@@ -185,7 +185,7 @@ def connected(path: Path, engine: str, namespace: bytes) -> SchedulerClient:
         client.poll(now)
         worker.poll(now)
         if (arena := worker.take_arena()) is not None:
-            os.close(arena[1])
+            os.close(arena.fd)
             worker.mapped(now)
     _WORKERS.append(worker)
     return client
