@@ -42,6 +42,12 @@ DAEMON = (
            "admin.sock beside server.socket. Modes as there."),
     Option("cpu.capacity", 4 * GIB, "bytes", "The RAM tier. Taken whole at start and pinned.", 32 * MIB, 64 * TIB),
     Option("cpu.pin", True, "yes/no", "Lock the arena in RAM, so that it never goes to swap."),
+    Option("cpu.numa", "auto", "text", "On which NUMA node the arena lies as far as there is room. auto: that of the "
+           "NVIDIA GPUs, if all are on one. none: where the kernel puts it. Or a node's number."),
+    Option("gpu.device", "0", "text", "Which GPU has the GPU tier: its number, its PCI address or its UUID, as nvidia-smi "
+           "shows them. Any of the node: engines on others read it over NVLink or PCIe."),
+    Option("gpu.capacity", 0, "bytes", "The GPU tier: copies of the blocks in RAM that are used most, in memory that no "
+           "engine has. Taken whole at start. 0: no such tier.", 0, 8 * TIB),
     Option("lend.max_share", 0.25, "share", "How much of the arena all engines together may hold as slots to save into. "
            "More lets them save longer bursts, and leaves less for blocks.", 0.001, 0.5),
     Option("lease.max_share", 0.5, "share", "How much of the arena leases may pin, so that there is always something to "
@@ -87,7 +93,12 @@ CONNECTOR = (
            0, 60_000),
     Option("save_steps", 4, "count", "For how many scheduling steps of new tokens the engine asks slots in advance.",
            1, 64),
-    Option("copy_threads", 0, "count", "Threads that copy between engine and arena; 0 chooses.", 0, 16),
+    Option("copy_threads", 0, "count", "Threads that copy between engine and arena where the engine is on the CPU; 0 "
+           "chooses.", 0, 16),
+    Option("copy.path", "auto", "text", "How a GPU copies. auto: measured at start. batch, async: by its copy engines, "
+           "many pieces a call or one. kernel: by a few of its processors, for tiny pieces."),
+    Option("copy.decode_budget", 16 * GIB, "bytes", "That saves may move in a second while requests decode on the GPU, so "
+           "that decoding isn't slowed down. 0: no limit."),
     Option("weights_id", "", "text", "Names the weights. Empty: derived from the model's files; needed to share blocks "
            "between machines that hold the same weights under other paths."),
 )  # fmt: skip

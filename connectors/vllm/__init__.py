@@ -11,6 +11,8 @@
     journey.py     one request's way to its first token
     tracked.py     what the manager remembers of requests and jobs
     worker.py      worker process: copies between engine and arena
+    copies.py      by what: threads of the CPU, or the GPU beside the forward pass
+    memory.py      kvtierd's memory in a worker: mapped, registered with the GPU's driver, let go of
     layout.py      addresses of a block's bytes, in the engine and in a slot
     identity.py    the facts that make a namespace
     edge.py        where our errors end: nothing of ours is raised into the engine

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvtier.connectors.vllm import identity
+from kvtier.connectors.vllm.copies import PATHS
 from kvtier.connectors.vllm.manager import KVTierManager
-from kvtier.connectors.vllm.spec import KVTierSpec, KVTierWorkerMetadata
+from kvtier.connectors.vllm.spec import KVTierMetadata, KVTierSpec, KVTierWorkerMetadata
 from kvtier.connectors.vllm.worker import KVTierWorker
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole, KVConnectorTransferResults
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingConnectorMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build_offloading_config
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import OffloadingConnectorScheduler
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
@@ -53,6 +55,8 @@ class KVTierConnector(OffloadingConnector):
         assert transfer is not None
         extra = transfer.kv_connector_extra_config
         self._settings = Config(CONNECTOR, extra.get("kvtier", {}), "kv_connector_extra_config.kvtier: ")
+        if self._settings.text("copy.path") not in PATHS:
+            raise ConfigError(f"kvtier: copy.path = {self._settings['copy.path']!r} is none of {', '.join(PATHS)}")
         identity.require_hash(vllm_config)
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
             raise ConfigError("kvtier doesn't know pipeline parallel engines yet; use tensor parallel ranks")
@@ -66,6 +70,7 @@ class KVTierConnector(OffloadingConnector):
 
         self._socket = Path(self._settings.text("socket") or default_socket())
         self._lora_digests: dict[int, bytes] = {}
+        self._overwrites_first = bool(vllm_config.use_v2_model_runner)
         engine = str(transfer.engine_id)
         if self.connector_scheduler is not None:
             self._manager = self.connector_scheduler.manager
@@ -116,8 +121,16 @@ class KVTierConnector(OffloadingConnector):
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> "KVConnectorMetadata":
         meta = super().build_connector_meta(scheduler_output)
+        assert isinstance(meta, OffloadingConnectorMetadata)
         self._manager.step_begins(scheduler_output)
-        return meta
+        output = scheduler_output
+        return KVTierMetadata(
+            meta.load_jobs,
+            meta.store_jobs,
+            meta.jobs_to_flush,
+            decodes=any(output.scheduled_cached_reqs.num_output_tokens),
+            overwrites=self._overwrites_first and bool(output.new_block_ids_to_zero or output.kv_cache_block_copies),
+        )
 
     def take_events(self) -> "Iterable[KVCacheEvent]":
         """vLLM asks once for each step, when it has the step's output."""
@@ -141,9 +154,15 @@ class KVTierConnector(OffloadingConnector):
 
     def register_kv_caches(self, kv_caches: "dict[str, torch.Tensor]") -> None:
         super().register_kv_caches(kv_caches)
-        client = WorkerClient(self._socket, self._hello)
-        threads = self._settings.count("copy_threads")
-        self._worker.open(client, threads, self._settings.number("start_wait_ms") / 1e3)
+        self._worker.open(WorkerClient(self._socket, self._hello), self._settings)
+
+    def handle_preemptions(self, kv_connector_metadata: "KVConnectorMetadata") -> None:
+        """vLLM calls it first in each step, on the thread that launches the step's work."""
+        assert isinstance(kv_connector_metadata, KVTierMetadata)
+        self._worker.step_begins(kv_connector_metadata.decodes)
+        super().handle_preemptions(kv_connector_metadata)
+        if kv_connector_metadata.overwrites:
+            self._worker.spoil(kv_connector_metadata.jobs_to_flush or set())
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         results = super().get_transfer_results(finished_req_ids)

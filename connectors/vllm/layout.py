@@ -36,6 +36,39 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where slots lie in this process: numbers below those that the arena has are in it, the ones above in the GPU tier."""
+
+    arena: int  # address
+    arena_bytes: int  # whole slot units
+    gpu: int = 0  # address; 0 where this worker doesn't map it
+    gpu_bytes: int = 0
+
+    def of(self, slots: np.ndarray) -> np.ndarray:
+        """Addresses, uint64[n]. ValueError: a slot that lies nowhere."""
+        self._check(slots, self.arena_bytes + self.gpu_bytes)
+        offset = slots.astype(np.uint64) * np.uint64(SLOT_UNIT)
+        in_arena = offset + np.uint64(self.arena)
+        if not self.gpu:
+            return in_arena
+        return np.where(offset < self.arena_bytes, in_arena, offset - np.uint64(self.arena_bytes) + np.uint64(self.gpu))
+
+    def of_arena(self, slots: np.ndarray) -> np.ndarray:
+        """The same for slots to be written to: nothing is ever saved into the GPU tier."""
+        self._check(slots, self.arena_bytes)
+        return self.of(slots)
+
+    def reach_gpu(self, slots: np.ndarray) -> bool:
+        """Whether any of these slots lies in the GPU tier."""
+        return bool(len(slots)) and int(slots.max()) >= self.arena_bytes // SLOT_UNIT
+
+    @staticmethod
+    def _check(slots: np.ndarray, size: int) -> None:
+        if len(slots) and int(slots.max()) >= size // SLOT_UNIT:
+            raise ValueError(f"slot {slots.max()} lies beyond {size} bytes")
+
+
+@dataclass(frozen=True)
 class Fragments:
     """Pieces to copy, uint64[n] each."""
 
@@ -70,16 +103,20 @@ class Layout:
             )
         return cls(groups, blocks_per_chunk, rank, rank_bytes)
 
+    @property
+    def page_bytes(self) -> int:
+        """Of the smallest page."""
+        return min(int(group.size.min()) for group in self.groups)
+
     def fragments(
         self,
         block_ids: np.ndarray,
         group_sizes: Sequence[int],
         block_indices: Sequence[int],
         slots: np.ndarray,
-        arena_address: int,
     ) -> Fragments:
         """`block_ids`: the engine's blocks, group after group, `group_sizes[g]` of each, in order from the request's
-        block number `block_indices[g]` on. `slots`: the chunks that these blocks lie in, group after group."""
+        block number `block_indices[g]` on. `slots`: addresses of the chunks that these blocks lie in, group after group."""
         engine, arena, sizes = [], [], []
         first_block = first_slot = 0
         for group, count, index in zip(self.groups, group_sizes, block_indices):
@@ -89,10 +126,7 @@ class Layout:
             place = index % self._blocks_per_chunk + np.arange(count)
             chunk, inside = np.divmod(place, self._blocks_per_chunk)
             blocks = block_ids[first_block : first_block + count].astype(np.uint64)[:, None]
-            start = slots[first_slot + chunk].astype(np.uint64) * np.uint64(SLOT_UNIT) + np.uint64(
-                arena_address + self._rank_offset
-            )
-            start = start + inside.astype(np.uint64) * group.size.sum()
+            start = slots[first_slot + chunk] + np.uint64(self._rank_offset) + inside.astype(np.uint64) * group.size.sum()
             engine.append((group.base + blocks * group.stride).ravel())
             arena.append((start[:, None] + group.offset).ravel())
             sizes.append(np.tile(group.size, count))

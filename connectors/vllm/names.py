@@ -7,13 +7,11 @@ from kvtier.connectors.vllm.spec import KVTierSpec
 from kvtier.connectors.vllm.tracked import TrackedRequest
 from vllm.v1.kv_offload.base import OffloadKey, ReqContext, make_offload_key
 
-from kvtier.block import KEY_BYTES, BlockKey, block_key
+from kvtier.block import NO_KEY, BlockKey, block_key
 from kvtier.protocol import KEYS_MAX
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
-
-NO_KEY = bytes(KEY_BYTES)
 
 
 class Names:

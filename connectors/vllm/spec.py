@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
-from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingWorkerMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
+    OffloadingConnectorMetadata,
+    OffloadingWorkerMetadata,
+)
 from vllm.v1.kv_offload.base import LoadStoreSpec, OffloadingManager, OffloadingSpec, OffloadingWorker
 
 if TYPE_CHECKING:
@@ -21,6 +24,14 @@ class ArenaSpec(LoadStoreSpec):
     generation: int  # of the arena that the slots are of
     slots: np.ndarray  # uint32[n]
     req_id: str = ""  # of a load
+
+
+@dataclass
+class KVTierMetadata(OffloadingConnectorMetadata):
+    """Scheduler to workers, once a step: vLLM's own orders, and what is to be known of the step."""
+
+    decodes: bool = False  # it has requests whose prompts are computed
+    overwrites: bool = False  # blocks that saves may still read are written to before `jobs_to_flush` are waited for
 
 
 @dataclass

@@ -11,9 +11,7 @@ pytest.importorskip("vllm", reason="vllm is not installed: make test installs it
 from fake_engine import BLOCK, HIT, LEND, MISS, FakeEngine
 from kvtier.connectors.vllm import announcing
 
-from kvtier.block import ABSENT, block_key, unpack_keys
-
-NO_KEY = bytes(16)
+from kvtier.block import ABSENT, NO_KEY, block_key, unpack_keys
 
 
 def engine_of(blocks: int = 3, cached: int = 0, salt: str | None = None, **hints: Any) -> FakeEngine:

@@ -57,6 +57,23 @@ def test_a_size_that_is_no_positive_multiple_of_2_mib_is_refused(size):
         _native.Arena.create(size, "kvtier-test")
 
 
+def test_an_arena_on_a_numa_node_that_the_machine_has_lies_there_or_says_why_not():
+    with _native.Arena.create(4 * HUGE, "kvtier-test", pin=False, numa_node=0) as arena:
+        not_there = [note for note in arena.notes if "NUMA node 0" in note]
+        with open("/proc/self/numa_maps") as maps:
+            (mine,) = [line.split() for line in maps if line.startswith(f"{arena.address:x} ")]
+        assert mine[1] == "prefer:0" or not_there
+        assert not arena.view().any()
+
+
+@pytest.mark.parametrize("node", [1023, 1024, 1 << 20])
+def test_a_numa_node_that_the_machine_has_not_becomes_a_note(node):
+    with _native.Arena.create(HUGE, "kvtier-test", pin=False, numa_node=node) as arena:
+        (note,) = [note for note in arena.notes if "NUMA" in note]
+        assert f"not placed on NUMA node {node}" in note
+        assert arena.view().shape == (HUGE,)
+
+
 def test_an_arena_larger_than_the_machine_is_refused_before_anything_is_taken():
     with pytest.raises(MemoryError, match="does not fit"):
         _native.Arena.create(1 << 50, "kvtier-test")
