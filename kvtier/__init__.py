@@ -10,12 +10,14 @@ The nouns. No others exist without standing here:
                 Content-addressed: never updated, never invalidated
     Namespace   everything that must be equal for two keys to mean the same bytes: weights, dtypes, layout, ranks, ...
                 A mismatch is a miss by construction. Its epoch grows when an engine resets its cache
-    Tier        a rank of storage with a byte budget. Today: `cpu` (the arena) and `nvme`; later `gpu`, `remote`
+    Tier        a rank of storage with a byte budget. Today: `gpu` (copies), `cpu` (the arena) and `nvme`; later `remote`
     Arena       one preallocated region of shared memory: the daemon owns it, engines map it
     Slot        one place in the arena, named by its number: offset / 64 KiB. A Slot is a place, a Block is content
     Slab        a stretch of the arena that is cut into slots of one size
     Extent      a stretch of a drive's payload file that is filled and reclaimed as a whole
-    Place       one place on the drives, named like a slot: offset / 64 KiB, extent after extent
+    Place       one place in another tier, named like a slot: offset / 64 KiB; on the drives extent after extent
+    Mirror      which slots of the arena have a copy in a GPU's memory, and at which place there. What is there is in the
+                arena too: a copy that is lost costs speed
     Catalogue   which block lies at which place, on disk: what survives a restart
     Placement   one Block's presence in one Tier, with its pins
     Index       BlockKey to placement, in RAM: a miss never touches a disk
@@ -43,22 +45,22 @@ The nouns. No others exist without standing here:
                 former can't be written by mistake
 
 The verbs: *save* and *load* (engine to arena, arena to engine); *demote* and *promote* (arena to drives and back);
-*stage*: promote for a lookup that waits; *hold out*: serve a request without loads, to see what others gain; *evict*
-drops a placement; *lend*, *commit* and *give back* slots; *close* a slab that another size needs; *reclaim* an extent;
-*lookup* and *release* leases; *announce* a return, *fetch ahead* of it; *park* a session: let it leave RAM; *forget* it:
-remove it from every tier, *wipe* its slots and *erase* its places.
+*mirror*: copy from the arena to a GPU; *stage*: promote for a lookup that waits; *hold out*: serve a request without
+loads, to see what others gain; *evict* drops a placement; *lend*, *commit* and *give back* slots; *close* a slab that
+another size needs; *reclaim* an extent; *lookup* and *release* leases; *announce* a return, *fetch ahead* of it; *park* a
+session: let it leave RAM; *forget* it: remove it from every tier, *wipe* its slots and *erase* its places.
 
 Layers; a file imports only from lower ones. What decides, layers 0 to 7, is pure: no clock, no randomness, no I/O.
 
     0  errors block
     1  index arena policy stats protocol config transfer admission estimators guard ghosts hints returns
-    2  ram extents cost lineage ranking s3fifo arc
-    3  demotion staging decision session
+    2  ram extents cost lineage ranking own_queues
+    3  demotion staging mirror decision session s3fifo arc
     4  lower deciding categories expecting pins
     5  leases forgetting listing standing
     6  lending retention
     7  store
-    8  client observer listener members failpoint dispatch decision_log
+    8  client observer listener members topology failpoint dispatch decision_log
     9  tiers replay calibration admin
     10  mover server measuring experience
     11  daemon cli

@@ -16,18 +16,14 @@ from collections import OrderedDict
 import numpy as np
 
 from kvtier.block import BlockKey
+from kvtier.own_queues import NOWHERE, OwnQueues
 
 T1, T2 = 1, 2
-_NOWHERE = 0
 
 
-class Arc:
-    refresh_s = 0.0  # what a queue's first is worth changes with all that come and go
-
+class Arc(OwnQueues):
     def __init__(self, units: int) -> None:
-        self._queue = np.full(units, _NOWHERE, np.int8)  # by slot
-        self._is_new = np.zeros(units, bool)
-        self._blocks = {T1: 0, T2: 0}
+        super().__init__(units, T1, T2)
         self._ghosts: dict[int, OrderedDict[BlockKey, None]] = {
             T1: OrderedDict(),
             T2: OrderedDict(),
@@ -54,7 +50,7 @@ class Arc:
 
     def used(self, slots: np.ndarray, wanted: int | np.ndarray) -> np.ndarray:
         for slot in np.unique(slots[self._queue[slots] != T2]).tolist():
-            if self._queue[slot] == _NOWHERE or not self._is_new[slot]:
+            if self._queue[slot] == NOWHERE or not self._is_new[slot]:
                 self._leave(slot)
                 self._stand(slot, T2)
         self._is_new[slots] = False
@@ -63,22 +59,12 @@ class Arc:
     def worth(self, queue: int, order: float, used_at: float, now: float) -> float:
         return float(queue != (T1 if self._blocks[T1] > self.target else T2))
 
-    def again(self, slot: int, queue: int) -> int:
-        return 0
-
-    def below(self, queue: int, is_below: bool) -> int:
-        return queue
-
     def gone(self, slot: int, key: BlockKey, queue: int) -> None:
         capacity, mine = self._all_blocks, int(self._queue[slot])
-        if mine != _NOWHERE:
+        if mine != NOWHERE:
             self._ghosts[mine][key] = None
             self._leave(slot)
             self._trim(capacity)
-
-    @property
-    def _all_blocks(self) -> int:
-        return self._blocks[T1] + self._blocks[T2]
 
     def _trim(self, capacity: int) -> None:
         """As many keys in t1 and b1 as the cache holds, and twice as many in all."""
@@ -87,13 +73,3 @@ class Arc:
             b1.popitem(last=False)
         while b2 and self._all_blocks + len(b1) + len(b2) > 2 * capacity:
             b2.popitem(last=False)
-
-    def _stand(self, slot: int, queue: int) -> None:
-        self._queue[slot] = queue
-        self._blocks[queue] += 1
-
-    def _leave(self, slot: int) -> None:
-        queue = int(self._queue[slot])
-        if queue != _NOWHERE:
-            self._queue[slot] = _NOWHERE
-            self._blocks[queue] -= 1

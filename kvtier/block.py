@@ -1,4 +1,4 @@
-"""Names of blocks and units of the arena. Pure.
+"""Names of blocks, what they are like, and units of the arena. Pure.
 
 A BlockKey is made in two steps, so that neither the engine's hashes nor the facts of a namespace leave their process:
 
@@ -14,17 +14,27 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 BlockKey = bytes
 
 KEY_BYTES = 16
+NO_KEY = bytes(KEY_BYTES)  # in place of the block before one: there is none
 SECRET_BYTES = 32
 SLOT_UNIT = 64 * 1024  # bytes; slots begin at multiples of this and are named by offset / SLOT_UNIT
 SLOT_TYPE = np.dtype("<u4")  # how slot numbers travel; 64 KiB units reach 256 TiB
 ABSENT = 0xFFFFFFFF  # in an answer: this key is nowhere
 BELOW = 0xFFFFFFFE  # in an answer: it is not offered, but it is here, or a lower tier has it; it needn't be saved
+
+
+class Kind(NamedTuple):
+    """What an engine's blocks are like."""
+
+    slot_bytes: int
+    block_tokens: int
+    is_chain: bool  # each is of use only together with all before it
 
 
 def namespace_digest(facts: Mapping[str, object]) -> bytes:

@@ -335,7 +335,7 @@ class SchedulerClient(Client):
 
 
 class WorkerClient(Client):
-    """An engine's worker: gets the arena's descriptor. `take_arena` hands it to the owner, who then says `mapped`.
+    """An engine's worker: gets the arena. `take_arena` hands it to the owner, who then says `mapped`.
 
     The open socket is its word that it may be copying. So it never closes by itself once the arena is handed out: at
     the end of a connection, whatever ended it, `draining` is set, and the owner calls `hang_up` when no copy runs.
@@ -345,18 +345,18 @@ class WorkerClient(Client):
         super().__init__(path, hello)
         self.draining = False
         self._fd = -1
-        self._capacity = 0
+        self._welcome: protocol.Welcome | None = None
 
-    def take_arena(self) -> tuple[int, int, int] | None:
-        """(generation, descriptor, bytes) of an arena that came since the last call; the descriptor is the caller's."""
-        if self._fd < 0 or not self._capacity:
+    def take_arena(self) -> protocol.Memory | None:
+        """What came since the last call; its descriptor is the caller's."""
+        if self._fd < 0 or self._welcome is None:
             return None
-        arena = (self.generation, self._fd, self._capacity)
-        self._fd, self._capacity = -1, 0
-        return arena
+        memory, self._fd, self._welcome = protocol.Memory.of(self._welcome, self._fd), -1, None
+        return memory
 
-    def mapped(self, now: float) -> None:
-        self.send(protocol.encode(protocol.Mapped()), now)
+    def mapped(self, now: float, pinned: int = 0, maps_gpu: bool = False, copies: str = "memcpy") -> None:
+        """It can copy, as protocol.Mapped has it. To be said again when that has changed."""
+        self.send(protocol.encode(protocol.Mapped(pinned, int(maps_gpu), copies)), now)
 
     def poll(self, now: float) -> None:
         if not self.draining:
@@ -384,7 +384,7 @@ class WorkerClient(Client):
         return data
 
     def _welcomed(self, message: protocol.Welcome, now: float) -> None:
-        self._capacity = message.capacity
+        self._welcome = message
 
     def _heard(self, message: protocol.Message, now: float) -> None:
         if isinstance(message, protocol.Drain):
@@ -397,4 +397,4 @@ class WorkerClient(Client):
         if self._fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(self._fd)
-        self._fd, self._capacity = -1, 0
+        self._fd, self._welcome = -1, None

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtier import __version__, _native, config
+from kvtier import __version__, _native, config, topology
 from kvtier.admin import default_admin_socket
 from kvtier.admission import Budget
 from kvtier.block import SLOT_UNIT
@@ -29,6 +29,7 @@ from kvtier.mover import Mover
 from kvtier.server import Server
 from kvtier.store import POLICIES, BlockStore
 from kvtier.tiers.base import Recovered
+from kvtier.tiers.gpu import GpuTier, device_named
 from kvtier.tiers.nvme import NvmeTier
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ EXIT_CONFIG, EXIT_FAULT = 2, 70
 BLOCK_BYTES_USUAL = 512 * config.KIB  # for so many blocks the index has room at once; for more it grows by itself
 TABLE_KEYS_MAX = 4_000_000
 DRAIN = 0  # the flush before the end; observers' flushes have other numbers
+GPU_ALIGN = 2 * config.MIB
+GPU_DRAIN_S = 5.0  # so long workers may take to end copies from the GPU tier
 TICK_S = 0.05  # between looks at the clock
 WIPE_BYTES = 4 * config.MIB  # zeroed at a time, in about a millisecond; then whoever waits is served
 
@@ -101,7 +104,8 @@ class Daemon:
         self.path = Path(settings.text("server.socket") or default_socket())
         self.admin_path = Path(settings.text("admin.socket") or default_admin_socket(self.path))
         self._status = 0
-        self._mover: Mover | None = None
+        self._mover: Mover | None = None  # of the drives
+        self._movers: list[Mover] = []
         self._admin: AdminService | None = None
         self._drained: bool | None = None  # whether the last flush before the end was good
 
@@ -130,6 +134,7 @@ class Daemon:
         decisions.mode = self.settings.text("cost.mode")
         decisions.guard = Guard(self.settings.number("cost.holdout"))
         decisions.epoch_s = time.time() - time.monotonic()
+        gpu = self._open_gpu(arena)
         tier = self._open_nvme(arena, paths)
         # Without a tier that survives: a root of its own. What another kvtierd kept in its RAM can't be meant by any key,
         # and none of its slots by any generation.
@@ -140,9 +145,15 @@ class Daemon:
         )
         server.after_event = self._after_event
         if tier is not None:
-            server.lower_state = tier.state
-            self._mover = Mover(self._store, tier, self._after_event)
-            self._mover.listen()
+            server.tier_states["nvme"] = tier.state
+            self._mover = Mover(tier, self._store.transfers, self._store.finished, self._after_event)
+            self._movers.append(self._mover)
+        if gpu is not None and self._store.mirror is not None:
+            server.tier_states["gpu"] = gpu.state
+            server.for_workers = {"gpu": gpu.handle, "gpu_capacity": gpu.capacity, "gpu_uuid": gpu.uuid}
+            self._movers.append(Mover(gpu, self._store.mirror.transfers, self._store.gpu_finished, self._after_event))
+        for mover in self._movers:
+            mover.listen()
         experience.begin(self._store, time.monotonic())
         server.on_join, server.on_leave = experience.joined, experience.left
         self._tick()
@@ -168,15 +179,19 @@ class Daemon:
         self._admin = admin
 
     async def _end(self) -> None:
-        """Engines first, so that nothing new comes; then what they left is written."""
+        """Engines first, so that nothing new comes; then what they left is written. The arena stays as it is for those
+        who read it; the GPU's memory doesn't, so they are waited for."""
+        if self._store.mirror is not None and not self._status and not await self._server.drain(GPU_DRAIN_S):
+            log.warning("an engine did not end its copies in %g s; its loads from the GPU tier may fail", GPU_DRAIN_S)
         self._server.close()
         self.path.unlink(missing_ok=True)
         if self._admin is not None:  # what is being forgotten may still come to its end
             stopping = asyncio.create_task(self._admin.stop(self.settings.number("nvme.drain_s")))
-        if self._mover is not None:
-            if not self._status and not await self._drain(self.settings.number("nvme.drain_s")):
-                log.warning("not all blocks could be written to the drives; raise nvme.drain_s if the drives are slow")
-            self._mover.close()
+        drains = self._mover is not None and not self._status
+        if drains and not await self._drain(self.settings.number("nvme.drain_s")):
+            log.warning("not all blocks could be written to the drives; raise nvme.drain_s if the drives are slow")
+        for mover in self._movers:
+            mover.close()
         if self._admin is not None:
             await self._admin.stop(None)
             await stopping
@@ -192,8 +207,8 @@ class Daemon:
         return bool(self._drained)
 
     def _after_event(self) -> None:
-        if self._mover is not None:
-            self._mover.pump()
+        for mover in self._movers:
+            mover.pump()
         self._wiper.look()
         self._server.settle()
         for flush, is_durable in self._store.flushed():
@@ -234,12 +249,33 @@ class Daemon:
             log.warning("%d blocks on the drives don't fit their extents and are forgotten", odd)
         return tier
 
+    def _open_gpu(self, arena: _native.Arena) -> GpuTier | None:
+        """Attached to the store. DaemonError names the setting, and the driver's reason."""
+        wanted = self.settings.count("gpu.capacity")
+        if not wanted:
+            return None
+        try:
+            driver = _native.CudaDriver.open()
+            if driver.reason:
+                raise ValueError(driver.reason)
+            if wanted < GPU_ALIGN:
+                raise ValueError(f"at least {format_size(GPU_ALIGN)} are of use")
+            device = device_named(self.settings.text("gpu.device"), driver.devices)
+            tier = GpuTier(driver, device, wanted // GPU_ALIGN * GPU_ALIGN, arena.view())
+        except (ValueError, MemoryError, RuntimeError, OSError) as error:
+            cure = "change gpu.device or gpu.capacity, or set gpu.capacity = 0 to do without the GPU tier"
+            raise DaemonError(f"can't have gpu.capacity = {format_size(wanted)}: {error}; {cure}") from None
+        self._store.attach_gpu(tier.capacity)
+        log.info("copies of up to %s in memory of %s", format_size(tier.capacity), tier.name)
+        return tier
+
     def _make_arena(self) -> _native.Arena:
         align = 2 * config.MIB
         size = self.settings.count("cpu.capacity") // align * align
         log.info("taking %s of RAM", format_size(size))
         try:
-            arena = _native.Arena.create(size, "kvtier-arena", pin=bool(self.settings["cpu.pin"]))
+            node = topology.arena_node(self.settings.text("cpu.numa"))
+            arena = _native.Arena.create(size, "kvtier-arena", pin=bool(self.settings["cpu.pin"]), numa_node=node)
         except (MemoryError, OSError) as error:
             raise DaemonError(f"can't take cpu.capacity = {format_size(size)}: {error}; lower it") from None
         for note in arena.notes:

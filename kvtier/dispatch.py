@@ -3,6 +3,8 @@
 import logging
 from typing import get_args
 
+import numpy as np
+
 from kvtier import protocol
 from kvtier.block import KEY_BYTES, unpack_slots
 from kvtier.decision import Ask
@@ -54,7 +56,12 @@ def carry_out(store: BlockStore, engine: str, namespace: bytes, message: FromSch
 def _lookup(store: BlockStore, engine: str, message: protocol.Lookup, now: float) -> bytes:
     ask = Ask(message.request, message.prompt_tokens, message.resident_tokens, message.backlog_us / 1e6, message.witness)
     slots = store.lookup(engine, message.lease, message.keys, message.skip, now, ask)
-    return b"" if slots is None else protocol.encode_found(message.lease, slots.tobytes())
+    return b"" if slots is None else found(store, engine, message.lease, slots)
+
+
+def found(store: BlockStore, engine: str, lease: int, slots: np.ndarray) -> bytes:
+    """The frame with a lookup's answer."""
+    return protocol.encode_found(lease, store.answered(engine, lease, slots).tobytes())
 
 
 def _commit(store: BlockStore, engine: str, message: protocol.Commit, now: float) -> None:

@@ -1,12 +1,13 @@
 """Sessions and tenants that are to be forgotten: removed from every tier, overwritten, and proven. Pure.
 
     forget --> its blocks are dropped from RAM; their slots are wiped when nobody reads or writes them any more
+           --> their copies on the GPU are erased, likewise
            --> dropped from below; their places are erased when no transfer of them is under way
            --> what its requests under way save is wiped as it comes
     through: nothing of this is left to do
 
-What other sessions share with it is theirs too, and stays. Below, blocks carry the tags of who saved them first, so that
-they are found also when this daemon has never met their session.
+What other sessions share with it is theirs too, and stays. Blocks carry the tags of who saved them first, in RAM, below and
+on their way, so that they are found also when this daemon has never met their session.
 """
 
 import hashlib
@@ -16,8 +17,9 @@ from dataclasses import dataclass, field
 
 from kvtier.block import ABSENT, BlockKey
 from kvtier.lower import Lower
+from kvtier.mirror import Mirror
 from kvtier.ram import Ram
-from kvtier.session import TENANT_SHOWN, Session, Sessions, names_of
+from kvtier.session import TENANT_SHOWN, Session, Sessions, is_tenant, names_of
 from kvtier.transfer import ORIGIN_BYTES
 
 TAG_BYTES = ORIGIN_BYTES // 2
@@ -39,9 +41,12 @@ class _Ticket:
     kept: int = 0  # blocks that others share
     cpu: int = 0
     nvme: int = 0
+    gpu: int = 0
     cpu_bytes: int = 0
     nvme_bytes: int = 0
+    gpu_bytes: int = 0
     slots: set[int] = field(default_factory=set)  # not wiped yet
+    copies: set[int] = field(default_factory=set)  # places on the GPU, not erased yet
     places: set[int] = field(default_factory=set)  # not erased yet
     keys: set[bytes] = field(default_factory=set)  # of blocks that are being written below
     requests: set[tuple[str, str]] = field(default_factory=set)  # under way
@@ -50,6 +55,7 @@ class _Ticket:
 class Forgetting:
     def __init__(self, ram: Ram, sessions: Sessions) -> None:
         self.lower: Lower | None = None
+        self.mirror: Mirror | None = None
         self._ram, self._sessions = ram, sessions
         self._numbers = itertools.count(1)
         self._open: dict[int, _Ticket] = {}
@@ -74,7 +80,8 @@ class Forgetting:
             self._remove(ticket, session)
         if tags := _tags(name, tenant):  # what it had once and went on without, or what a daemon before this one met
             found = self._ram.of_origin(*tags)
-            self._remove_from_ram(ticket, [slot for slot in found if not self._has(self._ram.index.key(slot))])
+            slots = [slot for slot in found if not self._has(self._ram.index.key(slot))]
+            self._remove_from_ram(ticket, slots, self._moving(tags))
             self._remove_below(ticket, self._below(tags))
         return number
 
@@ -114,6 +121,7 @@ class Forgetting:
 
     def through(self) -> list[tuple[int, dict[str, object]]]:
         """Tickets of which nothing is left to do, since the last call, and the proof."""
+        self._note_written()
         return [(number, self._proof(self._open.pop(number))) for number in list(self._open) if self._is_through(number)]
 
     # --- how -----------------------------------------------------------------------------------------------------
@@ -144,11 +152,21 @@ class Forgetting:
                 ticket.slots.add(one)
                 ticket.cpu += 1
                 ticket.cpu_bytes += self._ram.slots.size_of(one)
+                self._doom_copy(ticket, one)
             self._ram.drop([slot], "its session was forgotten by wish", is_secret=True)
         if self.lower is not None:
             writing, reading = self.lower.forget_keys(gone)
             ticket.keys.update(writing)
             ticket.slots.update(reading)
+
+    def _doom_copy(self, ticket: _Ticket, slot: int) -> None:
+        """It is erased when its slot is given free."""
+        copy = None if self.mirror is None else self.mirror.doom(slot)
+        if copy is not None:
+            place, size = copy
+            ticket.copies.add(place)
+            ticket.gpu += 1
+            ticket.gpu_bytes += size
 
     def _below(self, tags: tuple[bytes, bytes]) -> list[int]:
         """Places with these tags, but of blocks that a session has which stays."""
@@ -156,6 +174,11 @@ class Forgetting:
             return []
         extents = self.lower.extents
         return [at for at in self.lower.of_origin(*tags) if not extents.holds(at) or not self._has(extents.key(at))]
+
+    def _moving(self, tags: tuple[bytes, bytes]) -> list[BlockKey]:
+        """What is being written or read with these tags, but of blocks that a session has which stays: RAM and the tier
+        below may have dropped it meanwhile."""
+        return [] if self.lower is None else [key for key in self.lower.moving_of_origin(*tags) if not self._has(key)]
 
     def _remove_below(self, ticket: _Ticket, places: list[int]) -> None:
         for place in places:
@@ -165,32 +188,42 @@ class Forgetting:
                 ticket.nvme_bytes += self.lower.extents.size(place)
                 self.lower.erase(place)
 
+    def _note_written(self) -> None:
+        """What was being written is being erased, or was already. Several tickets may wait for one block."""
+        waited_for = {key for ticket in self._open.values() for key in ticket.keys}
+        if self.lower is None or not waited_for:
+            return
+        written = {key for key in waited_for if not self.lower.demotions.is_writing(key)}
+        given_up = self.lower.given_up(written)
+        for ticket in self._open.values():
+            for place, size in (given_up[key] for key in ticket.keys & given_up.keys()):
+                ticket.places.add(place)
+                ticket.nvme += 1
+                ticket.nvme_bytes += size
+            ticket.keys -= written
+
     def _is_through(self, number: int) -> bool:
         ticket = self._open[number]
         ticket.slots = {slot for slot in ticket.slots if self._ram.is_unwiped(slot)}
         if self.lower is not None:
-            written = {key for key in ticket.keys if not self.lower.demotions.is_writing(key)}
-            ticket.keys -= written
-            for place, size in self.lower.given_up(written):  # they are being erased, or were already
-                ticket.places.add(place)
-                ticket.nvme += 1
-                ticket.nvme_bytes += size
             ticket.places = {place for place in ticket.places if self.lower.is_erasing(place)}
-        return not (ticket.slots or ticket.places or ticket.keys or ticket.requests)
+        if self.mirror is not None:
+            ticket.copies = {place for place in ticket.copies if self.mirror.is_unerased(place)}
+        return not (ticket.slots or ticket.copies or ticket.places or ticket.keys or ticket.requests)
 
-    @staticmethod
-    def _proof(ticket: _Ticket) -> dict[str, object]:
+    def _proof(self, ticket: _Ticket) -> dict[str, object]:
+        has_gpu = self.mirror is not None
         return {
             "sessions": ticket.sessions,
-            "blocks": {"cpu": ticket.cpu, "nvme": ticket.nvme},
-            "bytes_zeroed": {"cpu": ticket.cpu_bytes, "nvme": ticket.nvme_bytes},
+            "blocks": {"cpu": ticket.cpu, "nvme": ticket.nvme} | ({"gpu": ticket.gpu} if has_gpu else {}),
+            "bytes_zeroed": {"cpu": ticket.cpu_bytes, "nvme": ticket.nvme_bytes}
+            | ({"gpu": ticket.gpu_bytes} if has_gpu else {}),
             "shared_blocks_kept": ticket.kept,
         }
 
 
 def _tags(name: str, tenant: str) -> tuple[bytes, bytes] | None:
     """Of a session, or of all of a tenant; None where that names nobody."""
-    is_tenant = len(tenant) == 2 * TENANT_SHOWN and not set(tenant) - set("0123456789abcdef")
-    if not (name or tenant) or (tenant and not is_tenant):
+    if not (name or tenant) or (tenant and not is_tenant(tenant)):
         return None
     return session_tag(name), bytes.fromhex(tenant).ljust(TAG_BYTES, b"\0") if tenant else b""

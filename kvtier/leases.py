@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtier.block import ABSENT, BELOW, KEY_BYTES, leading
+from kvtier.block import ABSENT, BELOW, KEY_BYTES, Kind, leading
 from kvtier.deciding import Decisions
 from kvtier.decision import Ask, Matched
 from kvtier.errors import OrderError, ProtocolError
@@ -24,19 +24,6 @@ LEASES_MAX = 4096  # open leases of one engine
 
 Answer = tuple[str, int, np.ndarray]  # engine, lease, slots
 Queues = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What an engine's blocks are like."""
-
-    slot_bytes: int
-    block_tokens: int
-    is_chain: bool  # each is of use only together with all before it
-
-    @property
-    def shape(self) -> tuple[int, int, bool]:
-        return self.slot_bytes, self.block_tokens, self.is_chain
 
 
 @dataclass
@@ -62,6 +49,11 @@ class Leases:
     def of(self, engine: str) -> dict[int, np.ndarray]:
         """Its open leases and their slots."""
         return {number: lease.slots for number, lease in self._of.get(engine, {}).items()}
+
+    def snapshot(self, engine: str) -> dict[str, object]:
+        """How many it has open, and of how many blocks."""
+        open_ = self._of.get(engine, {}).values()
+        return {"leases": len(open_), "leased_blocks": sum(len(lease.slots) for lease in open_)}
 
     # --- events ----------------------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ gone or have said that no copy of theirs runs. A deadline is not a cancellation.
 
 from dataclasses import dataclass, field
 
+from kvtier.block import Kind
 from kvtier.errors import ProtocolError
-from kvtier.leases import Kind
 from kvtier.ram import Ram
 
 
@@ -44,6 +44,20 @@ class Lending:
         for other in self.engines:  # each may hold more now
             self.mark_hungry(other)
         self.can_help = True
+
+    def snapshot(self, now: float) -> list[dict[str, object]]:
+        """A row of JSON values for each engine."""
+        return [
+            {
+                "engine": name,
+                "lent_slots": len(engine.lent),
+                "lend_target": self.target(engine),
+                "slot_bytes": engine.kind.slot_bytes,
+                "block_tokens": engine.kind.block_tokens,
+                "connected_s": round(now - engine.joined_at, 3),
+            }
+            for name, engine in sorted(self.engines.items())
+        ]
 
     def want(self, name: str, slots: int) -> None:
         """So many it wants to hold from now on, never more than it joined with. What it holds above that is its own to

@@ -29,6 +29,7 @@ class Lower:
     def __init__(self, ram: Ram, extents: Extents, budget: Budget, stats: Stats, link: Link) -> None:
         self._ram = ram
         self.extents = extents
+        ram.has_below = extents.__contains__
         self.epochs: dict[int, int] = {}  # the present epoch of each namespace, by its number
         self.demotions = Demotions(ram, extents, budget, self.epochs, stats)
         self.staging = Staging(ram, extents, self.epochs, stats, link)
@@ -151,6 +152,15 @@ class Lower:
         """Places of blocks that such a session, or such a tenant, was the first to save."""
         return self.extents.of_origin(session_tag, tenant_tag).tolist()
 
+    def moving_of_origin(self, session_tag: bytes, tenant_tag: bytes) -> list[BlockKey]:
+        """Those of their blocks that are being written or read now."""
+        return [
+            order.key
+            for order in self._under_way.values()
+            if (isinstance(order, Demote) and _is_of(order.origin, session_tag, tenant_tag))
+            or (isinstance(order, Promote) and _is_of(self.extents.origin(order.place), session_tag, tenant_tag))
+        ]
+
     def drop(self, keys: Iterable[BlockKey]) -> None:
         """These are not wanted any more, nor after a restart."""
         for key in keys:
@@ -184,9 +194,10 @@ class Lower:
     def is_erasing(self, place: int) -> bool:
         return place in self._erasing
 
-    def given_up(self, keys: Iterable[BlockKey]) -> list[tuple[int, int]]:
-        """Places and bytes of those of these that had been written though they were forgotten; they are being erased."""
-        return [given_up for key in keys if (given_up := self._gave_up.pop(key, None)) is not None]
+    def given_up(self, keys: Iterable[BlockKey]) -> dict[BlockKey, tuple[int, int]]:
+        """Places and bytes of those of these that had been written though they were forgotten; they are being erased.
+        Each is told once."""
+        return {key: self._gave_up.pop(key) for key in keys if key in self._gave_up}
 
     def _erase_left_behind(self) -> None:
         for key, place in self.demotions.left_behind:
@@ -222,3 +233,9 @@ class Lower:
     def _order(self, order: Transfer) -> Transfer:
         self._under_way[order.ticket] = order
         return order
+
+
+def _is_of(origin: bytes, session_tag: bytes, tenant_tag: bytes) -> bool:
+    """An empty tag matches all, but what has no origin."""
+    half = len(origin) // 2
+    return any(origin) and session_tag in (b"", origin[:half]) and tenant_tag in (b"", origin[half:])

@@ -50,12 +50,15 @@ class Ranking(Protocol):
 
     def again(self, slot: int, queue: int) -> int:
         """The queue at whose end a victim gets a second chance; 0: it goes."""
+        return 0
 
     def below(self, queue: int, is_below: bool) -> int:
         """The queue that is ordered like this one, for blocks that the tier below has too, or hasn't."""
+        return queue
 
     def gone(self, slot: int, key: BlockKey, queue: int) -> None:
         """It was evicted or dropped."""
+        return
 
 
 class _Queues:
@@ -140,8 +143,7 @@ class Policy:
         np.add.at(self.kept_in_slab, slots // self._slab_units, (queue == KEPT) * 1 - (self._queue[slots] == KEPT))
         self._queue[slots] = queue
         self._order[slots] = self._stamp[slots] if order is None else order
-        for slot in slots[self._first_child[slots] == NONE].tolist():
-            self._stand(slot, moved=True)
+        self._stand_all(slots, moved=True)
 
     def swap(self, slot: int, queue: int) -> None:
         """It stands at the same place of another queue that is ordered alike."""
@@ -187,9 +189,6 @@ class Policy:
             slot = parent
         return slot
 
-    def parent(self, slot: int) -> int:
-        return int(self._parent[slot])
-
     def children(self, slot: int) -> list[int]:
         found, child = [], int(self._first_child[slot])
         while child != NONE:
@@ -230,10 +229,9 @@ class Policy:
                 return slot
         return None
 
-    def least_worth(self, size: int, acceptable: Callable[[int], bool], now: float) -> float:
-        """Of the victim; infinite when there is none."""
-        slot = self.victim(size, acceptable, now)
-        return float("inf") if slot is None else float(self._sizes[size].worths[self._queue[slot]])
+    def worth(self, victim: int) -> float:
+        """Of a slot that `victim` has just named."""
+        return float(self._sizes[int(self._size[victim])].worths[self._queue[victim]])
 
     def restore(self, slots: np.ndarray) -> None:
         """If any of these were put aside, they are candidates again."""
@@ -293,9 +291,9 @@ class Policy:
 
     # --- how -----------------------------------------------------------------------------------------------------
 
-    def _stand_all(self, slots: np.ndarray) -> None:
+    def _stand_all(self, slots: np.ndarray, moved: bool = False) -> None:
         for slot in slots[self._first_child[slots] == NONE].tolist():
-            self._stand(slot)
+            self._stand(slot, moved)
 
     def _stand(self, slot: int, moved: bool = False) -> None:
         """A leaf stands in its queue. `moved`: also if it stands there already, for its order may be lower than it was;

@@ -3,7 +3,7 @@
 A frame is a little-endian uint32 length and that many bytes of msgpack: an array of a message's code and its fields,
 in the order declared here. Nothing else is accepted: no other types, no extra fields, no length over FRAME_BYTES_MAX.
 Keys and slot numbers travel packed in one bytes field each (block.pack_keys, block.pack_slots). Block bytes never
-travel: the arena's descriptor goes with Welcome (SCM_RIGHTS), to workers only.
+travel: the arena's descriptor goes with Welcome (SCM_RIGHTS), to workers only, and the GPU tier's handle in it.
 
     engine -> daemon                             daemon -> engine
     Hello      first, once                       Welcome    the answer
@@ -38,7 +38,7 @@ import msgpack
 from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_TYPE
 from kvtier.errors import FrameError, ProtocolError
 
-VERSION = 4
+VERSION = 5
 FRAME_BYTES_MAX = 1024 * 1024
 RECEIVE_BYTES = 64 * 1024  # of more, malloc maps and unmaps pages at every recv: 23 us instead of 2
 KEYS_MAX = 16384  # keys or slots in one message
@@ -47,6 +47,8 @@ COUNTS_MAX = 64  # entries of a Report
 COUNT_MAX = 2**63 - 1
 
 SCHEDULER, WORKER, OBSERVER = "scheduler", "worker", "observer"
+COPIES = ("", "memcpy", "batch", "async", "kernel")  # all but the first two want registered memory
+GPU_HANDLE_BYTES, GPU_UUID_BYTES = 64, 16
 
 _LENGTH = struct.Struct("<I")
 
@@ -71,11 +73,32 @@ class Welcome:
     secret: bytes  # what keys of this namespace and epoch are made with; empty unless to a scheduler
     lend: int  # how many slots the engine may hold
     witness_secret: bytes = b""  # what witnesses are made with, the same for all namespaces; empty unless to a scheduler
+    gpu: bytes = b""  # the handle of the GPU tier's memory; empty unless to a worker, and where there is no such tier
+    gpu_capacity: int = 0  # bytes of it
+    gpu_uuid: bytes = b""  # of the device where it lies
 
 
 @dataclass(frozen=True, slots=True)
-class Mapped:
-    pass
+class Memory:
+    """No message: what a worker may map by its Welcome. The descriptor is its owner's to close."""
+
+    generation: int
+    fd: int
+    size: int  # bytes of the arena
+    gpu: bytes  # as in Welcome
+    gpu_size: int
+    gpu_uuid: bytes
+
+    @classmethod
+    def of(cls, welcome: Welcome, fd: int) -> "Memory":
+        return cls(welcome.generation, fd, welcome.capacity, welcome.gpu, welcome.gpu_capacity, welcome.gpu_uuid)
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:  # may be said again, when something of this has changed
+    pinned: int = 0  # bytes of the arena that are registered for DMA
+    maps_gpu: int = 0  # 1: it reads the GPU tier
+    copies: str = ""  # how: one of COPIES; empty where nobody says
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +266,10 @@ _WHOLE = {  # bytes fields are arrays of fixed-size entries
     "slots": SLOT_TYPE.itemsize,
     "namespace": 1,
     "secret": SECRET_BYTES,
+    "gpu": GPU_HANDLE_BYTES,
+    "gpu_uuid": GPU_UUID_BYTES,
 }
-_SINGLE = {"witness", "tenant"}  # one entry at most
+_SINGLE = {"witness", "tenant", "gpu", "gpu_uuid"}  # one entry at most
 
 
 def encode(message: Message) -> bytes:
@@ -295,11 +320,13 @@ def _check(message: str, name: str, expected: Any, value: object) -> None:
     elif expected is str:
         if type(value) is not str or (message != "Error" and len(value) > TEXT_MAX):
             raise FrameError(f"{message}.{name} is no text of up to {TEXT_MAX} characters")
+        if name == "copies" and value not in COPIES:
+            raise FrameError(f"{message}.{name} is none of {', '.join(COPIES[1:])}")
     elif expected is bytes:
         if type(value) is not bytes or len(value) % _WHOLE[name]:
             raise FrameError(f"{message}.{name} is not a whole number of {_WHOLE[name]}-byte entries")
-        if name in _SINGLE and len(value) > KEY_BYTES:
-            raise FrameError(f"{message}.{name} is no single key")
+        if name in _SINGLE and len(value) > _WHOLE[name]:
+            raise FrameError(f"{message}.{name} is more than one")
         if len(value) > KEYS_MAX * _WHOLE[name]:
             raise ProtocolError("too_many", f"{message}.{name} has more than {KEYS_MAX} entries")
     elif type(value) is not dict:

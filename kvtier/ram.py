@@ -19,7 +19,7 @@ closing: it holds no placement, and a slot that would become free in it, or a pl
 is whole again when all its slots are shut.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -38,11 +38,12 @@ class Ram:
         self.slots = Slots(capacity)
         self.index = Index(self.slots.units, table)
         self.policy = Policy(self.slots.units, self.slots.slab_units, ranking)
-        self.is_below = np.zeros(self.slots.units, dtype=bool)  # by slot: the tier below has the block too
-        self.origin = np.zeros(
-            (self.slots.units, 2), dtype=np.uint64
-        )  # by slot: tags of the session and tenant that saved it
-        self.stays = np.zeros(self.slots.units, dtype=bool)  # by slot: its session wants it on no disk
+        self.on_give: Callable[[int], None] = lambda slot: None  # whoever has something by slot: it is nobody's now
+        self.has_below: Callable[[BlockKey], bool] = lambda key: False  # whoever owns the tier below says so
+        # By slot:
+        self.is_below = np.zeros(self.slots.units, dtype=bool)  # the tier below has the block too
+        self.origin = np.zeros((self.slots.units, 2), dtype=np.uint64)  # tags of the session and the tenant that saved it
+        self.stays = np.zeros(self.slots.units, dtype=bool)  # its session wants it on no disk
         self.to_wipe: list[tuple[int, int]] = []  # slots and bytes that are to be overwritten now
         self._stats = stats
         self._closing_for = 0  # the slot size that needs the closing slab
@@ -65,12 +66,10 @@ class Ram:
     def take_for(self, size: int, worth: float) -> int | None:
         """A slot of this size for a block that is worth so much, if there is one, or if what must go for it, of the same
         size, is worth less."""
-        units = size // SLOT_UNIT
         if not self.slots.has_free(size):
-            if self.policy.least_worth(units, lambda slot: not self.index.is_pinned(slot), self.now) >= worth:
+            victim = self._victim(size)
+            if victim is None or self.policy.worth(victim) >= worth:
                 return None
-            victim = self.policy.victim(units, lambda slot: not self.index.is_pinned(slot), self.now)
-            assert victim is not None
             self._evict(victim, "its room in RAM was needed for one that is expected sooner")
         return self.slots.take(size)
 
@@ -113,6 +112,7 @@ class Ram:
 
     def give(self, slot: int) -> None:
         """A taken slot is free, or will be when it is wiped."""
+        self.on_give(slot)
         if slot in self._secret:
             self._secret.discard(slot)
             self.to_wipe.append((slot, self.slots.size_of(slot)))
@@ -149,8 +149,8 @@ class Ram:
         return [slot for slot in np.flatnonzero(matches).tolist() if self.index.holds(slot)]
 
     def has_use_for(self, parent: BlockKey) -> bool:
-        """Whether a block behind this one may be kept: it has none before it, or that is here."""
-        return not parent or parent in self.index
+        """Whether a block behind this one may be kept: it has none before it, or that is here or below."""
+        return not parent or parent in self.index or self.has_below(parent)
 
     def drop_namespace(self, namespace: int) -> int:
         """Forget its blocks; returns how many."""
@@ -207,12 +207,16 @@ class Ram:
         one young block save a slab of old ones. So each size has as many slabs as make its oldest blocks as old as
         those of the others.
         """
-        own = self.policy.victim(size // SLOT_UNIT, lambda slot: not self.index.is_pinned(slot), self.now)
+        own = self._victim(size)
         if (own is None or compares) and self._clear_slab(size, own, cause):
             return True
         if own is not None:
             self._evict(own, cause)
         return own is not None
+
+    def _victim(self, size: int) -> int | None:
+        """The block of this size that goes first, if one may."""
+        return self.policy.victim(size // SLOT_UNIT, lambda slot: not self.index.is_pinned(slot), self.now)
 
     def _clear_slab(self, size: int, own: int | None, cause: str) -> bool:
         """Whether a slab of another size is whole now. If slots of the best one are taken or pinned it will be later:

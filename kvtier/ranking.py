@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvtier.block import BlockKey
-from kvtier.policy import QUEUES_MAX
+from kvtier.policy import QUEUES_MAX, Ranking
 from kvtier.returns import OTHERS, Returns
 
 ENDED, PARKED, EXPECTED, ACTIVE = "ended", "parked", "expected", "active"
@@ -34,7 +34,7 @@ SECONDS_A_BYTE, SECONDS_A_BYTE_BELOW = 3e-10, 1e-10
 REFRESH_S = 0.25
 
 
-class Lru:
+class Lru(Ranking):
     """Least recently used."""
 
     refresh_s = float("inf")
@@ -48,14 +48,6 @@ class Lru:
     def worth(self, queue: int, order: float, used_at: float, now: float) -> float:
         return order
 
-    def again(self, slot: int, queue: int) -> int:
-        return 0
-
-    def below(self, queue: int, is_below: bool) -> int:
-        return queue
-
-    def gone(self, slot: int, key: BlockKey, queue: int) -> None: ...
-
 
 @dataclass(frozen=True, slots=True)
 class Queue:
@@ -64,7 +56,7 @@ class Queue:
     is_below: bool
 
 
-class Value:
+class Value(Ranking):
     refresh_s = REFRESH_S
 
     def __init__(self, returns: Returns) -> None:
@@ -84,11 +76,6 @@ class Value:
             number = self._number_of[name] = len(self._queues)
             self._queues.append(name)
         return number
-
-    def below(self, queue: int, is_below: bool) -> int:
-        """The queue of the same kind for blocks that the tier below has, or hasn't."""
-        mine = self._queues[queue]
-        return self.queue(mine.kind, mine.namespace, is_below)
 
     def weigh(self, namespace: int, is_below: bool, seconds_a_byte: float) -> None:
         """What a byte of it saves when it is read."""
@@ -112,6 +99,10 @@ class Value:
 
     # --- as policy.Ranking has it --------------------------------------------------------------------------------
 
+    def below(self, queue: int, is_below: bool) -> int:
+        mine = self._queues[queue]
+        return self.queue(mine.kind, mine.namespace, is_below)
+
     def added(self, slot: int, key: BlockKey, wanted: int) -> int:
         return wanted
 
@@ -124,8 +115,3 @@ class Value:
         if weight is None:
             weight = SECONDS_A_BYTE_BELOW if mine.is_below else SECONDS_A_BYTE
         return self.rate(mine.kind, order, used_at, now) * weight
-
-    def again(self, slot: int, queue: int) -> int:
-        return 0
-
-    def gone(self, slot: int, key: BlockKey, queue: int) -> None: ...

@@ -13,13 +13,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from kvtier.block import BlockKey
+from kvtier.block import BlockKey, Kind
 from kvtier.categories import TRUNK, Categories
 from kvtier.expecting import Expecting
 from kvtier.forgetting import Forgetting, origin_of
 from kvtier.index import Table
 from kvtier.listing import Listing, Row
 from kvtier.lower import Lower
+from kvtier.mirror import Mirror
 from kvtier.pins import Pins
 from kvtier.ram import Ram
 from kvtier.ranking import ACTIVE, PARKED, Value
@@ -58,6 +59,10 @@ class Retention:
         lower.staging.stands = self._standing.of_arrival
         lower.demotions.is_over = self._standing.is_over
 
+    def attach_gpu(self, mirror: Mirror) -> None:
+        """Copies of what lies in RAM."""
+        self._forgetting.mirror = mirror
+
     def names(self, namespace: int, model: str) -> None:
         """What a namespace is shown as."""
         self._listing.models[namespace] = model
@@ -70,9 +75,7 @@ class Retention:
             del self._said[next(iter(self._said))]
         self._said[engine, request] = hints
 
-    def asked(
-        self, engine: str, request: str, keys: bytes, namespace: int, kind: tuple[int, int, bool], now: float
-    ) -> Pair | None:
+    def asked(self, engine: str, request: str, keys: bytes, namespace: int, kind: Kind, now: float) -> Pair | None:
         """A request asks for these. The queues where its blocks stand until it is over; None: of one that is not to be
         known."""
         hints = self._said.get((engine, request), NOTHING)
@@ -123,9 +126,7 @@ class Retention:
         new = slots[~self._ram.origin[slots].any(axis=1)]
         self._ram.origin[new] = np.frombuffer(origin_of(session), np.uint64)
 
-    def saving(
-        self, engine: str, request: str, keys: bytes, namespace: int, kind: tuple[int, int, bool], now: float
-    ) -> Pair:
+    def saving(self, engine: str, request: str, keys: bytes, namespace: int, kind: Kind, now: float) -> Pair:
         """The queues where its blocks stand while it is under way. One that saves has a session, also if it never asked."""
         if not request:
             return self.others(namespace)
@@ -144,7 +145,7 @@ class Retention:
         """They come back from it, and nobody says what they hold: perhaps something that is to be forgotten."""
         self._forgetting.hide(engine, slots)
 
-    def over(self, engine: str, request: str, keys: bytes, namespace: int, kind: tuple[int, int, bool], now: float) -> None:
+    def over(self, engine: str, request: str, keys: bytes, namespace: int, kind: Kind, now: float) -> None:
         """A request is over; all its blocks that are here."""
         if self._forgetting.over(engine, request):
             return
@@ -154,19 +155,20 @@ class Retention:
             self.asked(engine, request, keys, namespace, kind, now)
         self._said.pop((engine, request), None)
         found = self._sessions.over((engine, request), keys, now)
+        here = self._standing.here(keys)
         if found is None:
-            self._ram.use(self._standing.here(keys), None)
+            self._ram.use(here, None)
         else:
             session, superseded = found
-            self._mark(session, self._standing.here(keys))
+            self._mark(session, here)
             self._standing.retire(superseded)
             if session.requests:
-                self._ram.use(self._standing.here(keys), self._standing.pair(ACTIVE, session.namespace))
+                self._ram.use(here, self._standing.pair(ACTIVE, session.namespace))
             else:
                 self._settle(session, now)
             self._standing.retire(self._sessions.nobodys(keys + saved))
         if self._lower is not None:
-            self._lower.demotions.request_ended(self._standing.here(keys))
+            self._lower.demotions.request_ended(here)
 
     def left(self, engine: str, now: float) -> None:
         """It is gone: its requests are over, and nobody says what they had."""
@@ -177,8 +179,8 @@ class Retention:
             saved = b"".join(session.requests[engine, request])
             has = names_of(session.keys)
             fresh = b"".join(key for key in names_of(saved) if key not in has)
-            shape = session.slot_bytes, session.block_tokens, session.is_chain
-            self.over(engine, request, session.keys + fresh, session.namespace, shape, now)
+            kind = Kind(session.slot_bytes, session.block_tokens, session.is_chain)
+            self.over(engine, request, session.keys + fresh, session.namespace, kind, now)
 
     def reset(self, namespace: int) -> None:
         """Its keys mean nothing any more, and so do its sessions."""
@@ -255,10 +257,14 @@ class Retention:
 
     def forget(self, name: str, tenant: str, now: float) -> int:
         """Remove it, or all of a tenant, from every tier. A ticket: `forgotten` says when nothing is left."""
+        active: list[BlockKey] = []
         for session in self._sessions.named(name, tenant):
             self._unpin(session)
             self._follow_no_more(session)
-        return self._forgetting.forget(name, tenant)
+            active += names_of(session.keys) if session.requests else ()
+        ticket = self._forgetting.forget(name, tenant)
+        self._standing.settle(active)
+        return ticket
 
     def forgotten(self) -> list[tuple[int, dict[str, object]]]:
         """Tickets that are through since the last call, and the proof."""

@@ -16,21 +16,17 @@ from collections import OrderedDict
 import numpy as np
 
 from kvtier.block import BlockKey
+from kvtier.own_queues import OwnQueues
 
 SMALL, MAIN = 1, 2
 SMALL_PART = 10  # one block in so many stands in the small queue; as many keys are remembered as stand in the others
 USES_MAX = 3
-_NOWHERE = 0
 
 
-class S3Fifo:
-    refresh_s = 0.0  # what a queue's first is worth changes with all that come and go
-
+class S3Fifo(OwnQueues):
     def __init__(self, units: int) -> None:
-        self._queue = np.full(units, _NOWHERE, np.int8)  # by slot
+        super().__init__(units, SMALL, MAIN)
         self._uses = np.zeros(units, np.int8)  # since it came there
-        self._is_new = np.zeros(units, bool)
-        self._blocks = {SMALL: 0, MAIN: 0}
         self._ghosts: OrderedDict[BlockKey, None] = OrderedDict()  # the oldest first
 
     def added(self, slot: int, key: BlockKey, wanted: int) -> int:
@@ -62,9 +58,6 @@ class S3Fifo:
             return MAIN
         return 0
 
-    def below(self, queue: int, is_below: bool) -> int:
-        return queue
-
     def gone(self, slot: int, key: BlockKey, queue: int) -> None:
         if self._queue[slot] == SMALL:
             self._ghosts[key] = None
@@ -72,16 +65,6 @@ class S3Fifo:
             self._ghosts.popitem(last=False)
         self._leave(slot)
 
-    @property
-    def _all_blocks(self) -> int:
-        return self._blocks[SMALL] + self._blocks[MAIN]
-
     def _stand(self, slot: int, queue: int) -> None:
-        self._queue[slot], self._uses[slot] = queue, 0
-        self._blocks[queue] += 1
-
-    def _leave(self, slot: int) -> None:
-        queue = int(self._queue[slot])
-        if queue != _NOWHERE:
-            self._queue[slot] = _NOWHERE
-            self._blocks[queue] -= 1
+        super()._stand(slot, queue)
+        self._uses[slot] = 0

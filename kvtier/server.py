@@ -16,7 +16,9 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kvtier import __version__, dispatch, protocol
 from kvtier.block import namespace_secret, pack_slots, witness_secret
@@ -28,6 +30,7 @@ from kvtier.store import BlockStore
 
 log = logging.getLogger("kvtierd")
 
+LOOK_S = 0.02  # between looks whether workers have hung up
 ACCEPT_PAUSE_S = 0.5  # after the process ran out of descriptors
 EXPLAINED_MAX = 256  # decisions in an answer
 SHOWN_MAX = 256  # engines, and clients, in a snapshot: with the longest names they still fit a frame
@@ -48,7 +51,8 @@ class Server:
         self._listener: socket.socket | None = None
         self._started = time.monotonic()
         self.facts: dict[str, object] = {}  # what the daemon knows of its arena, for observers
-        self.lower_state: Callable[[], Mapping[str, object]] = dict  # and of the tier below
+        self.for_workers: dict[str, Any] = {}  # further fields of their Welcome: the GPU tier's memory
+        self.tier_states: dict[str, Callable[[], Mapping[str, object]]] = {}  # and of the tiers beside it, by name
         self.on_join: Callable[[str, bytes], None] = lambda engine, namespace: None
         self.on_leave: Callable[[str], None] = lambda engine: None  # before the store knows
         self.after_event: Callable[[], None] = self.settle  # runs after whatever a client said
@@ -67,12 +71,30 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._listener, self._on_accept)
 
+    async def drain(self, within_s: float) -> bool:
+        """Nobody new is let in, and workers that read the GPU tier finish their copies. Whether all have hung up."""
+        self._close_listener()
+
+        def readers() -> list[Client]:
+            return [client for client in self.clients if client.mapped is not None and client.mapped.maps_gpu]
+
+        for worker in readers():
+            self._send(worker, protocol.encode(protocol.Drain()))
+        until = time.monotonic() + within_s
+        while readers() and time.monotonic() < until:
+            await asyncio.sleep(LOOK_S)
+        return not readers()
+
     def close(self) -> None:
+        self._close_listener()
+        for client in list(self.clients):
+            self._forget(client)
+
+    def _close_listener(self) -> None:
         if self._listener is not None:
             self._loop.remove_reader(self._listener)
             self._listener.close()
-        for client in list(self.clients):
-            self._forget(client)
+            self._listener = None
 
     def _on_accept(self) -> None:
         assert self._listener is not None
@@ -131,7 +153,8 @@ class Server:
         elif isinstance(message, protocol.Hello):
             self._on_hello(client, message)
         elif isinstance(message, protocol.Mapped) and client.role == protocol.WORKER:
-            client.mapped = True
+            client.mapped = message
+            self._note_readers(client.engine)
             self._send_workers(self._engines[client.engine])
         elif isinstance(message, protocol.Ask) and client.role:
             self._send(client, protocol.encode(protocol.Snapshot(self.snapshot())))
@@ -164,6 +187,7 @@ class Server:
         members = members or self._new_members(hello.engine)
         client.role, client.engine = hello.role, hello.engine
         members.workers.add(client)
+        self._note_readers(client.engine)
         self._welcome(client, members.generation, b"", 0)
 
     def _join_scheduler(self, client: Client, hello: protocol.Hello) -> None:
@@ -197,15 +221,22 @@ class Server:
 
     def _welcome(self, client: Client, generation: int, secret: bytes, lend: int, witness_secret: bytes = b"") -> None:
         capacity = self.store.ram.slots.capacity
-        frame = protocol.encode(protocol.Welcome(protocol.VERSION, generation, capacity, secret, lend, witness_secret))
+        welcome = protocol.Welcome(protocol.VERSION, generation, capacity, secret, lend, witness_secret)
         if client.role != protocol.WORKER:
-            self._send(client, frame)
+            self._send(client, protocol.encode(welcome))
             return
+        frame = protocol.encode(replace(welcome, **self.for_workers))
         try:  # the first bytes on a fresh socket: its buffer takes them whole
             sent = socket.send_fds(client.sock, [frame], [self._arena_fd])
             assert sent == len(frame)
         except OSError:
             self._forget(client)
+
+    def _note_readers(self, engine: str) -> None:
+        """Whether places of the GPU tier may stand in answers to it: each of its workers reads all of a block."""
+        if self.store.mirror is not None:
+            readers = self.store.mirror.readers
+            (readers.add if self._engines[engine].maps_gpu else readers.discard)(engine)
 
     # --- what an observer says -------------------------------------------------------------------------------
 
@@ -222,7 +253,7 @@ class Server:
     def settle(self) -> None:
         """Send what the last event brought about."""
         for engine, lease, slots in self.store.leases.answers():
-            self._send_to(engine, protocol.encode_found(lease, slots.tobytes()))
+            self._send_to(engine, dispatch.found(self.store, engine, lease, slots))
         self._send_lends()
 
     def flushed(self, flush: int, is_durable: bool) -> None:
@@ -247,8 +278,7 @@ class Server:
 
     def _send_workers(self, members: Members) -> None:
         if members.scheduler is not None:
-            mapped = sum(worker.mapped for worker in members.workers)
-            self._send(members.scheduler, protocol.encode(protocol.Workers(mapped)))
+            self._send(members.scheduler, protocol.encode(protocol.Workers(len(members.mapped()))))
 
     def _send(self, client: Client, frame: bytes) -> None:
         if client.ending:  # an Error is the last that it hears
@@ -319,6 +349,7 @@ class Server:
         if members is None:
             return
         members.workers.discard(client)
+        self._note_readers(client.engine)
         if client is members.scheduler:
             members.scheduler = None
             self.store.leaving(client.engine, time.monotonic())
@@ -343,10 +374,10 @@ class Server:
             if c.role
         ]
         held = self.store.snapshot(now)
-        if self.store.lower is not None:
-            held["tiers"]["nvme"] |= self.lower_state()
-        engines = held["engines"]
-        assert isinstance(engines, list)
+        for name, state in self.tier_states.items():
+            held["tiers"][name] |= state()
+        capacity = self.store.ram.slots.capacity
+        engines = [row | self._engines[row["engine"]].copying(capacity) for row in held["engines"]]
         return {
             "version": __version__,
             "generation": self._generation,

@@ -26,12 +26,13 @@ from enum import StrEnum
 
 import numpy as np
 
-from kvtier.block import KEY_BYTES, BlockKey, leading
+from kvtier.block import KEY_BYTES, BlockKey, Kind, leading
 from kvtier.index import Table
 from kvtier.lineage import Lineage
 from kvtier.returns import OTHERS
 
-TENANT_SHOWN = 6  # bytes of a tenant, as 12 digits
+TENANT_SHOWN = 6  # bytes of a tenant
+TENANT_DIGITS = 2 * TENANT_SHOWN
 SESSIONS_MAX = 65_536  # the least recently used are forgotten first; those with requests under way or pins never
 ENDED_SHOWN = 256  # that ended last
 KEYS_MAX = 4_000_000  # of all sessions together: some 200 MB
@@ -200,13 +201,12 @@ class Sessions:
         request: tuple[str, str],
         keys: bytes,
         namespace: int,
-        kind: tuple[int, int, bool],
+        kind: Kind,
         hints: Hints,
         now: float,
     ) -> Begun:
-        """A request with these keys has come; `request`: its engine and its name. `kind`: bytes of a slot, tokens of a
-        block, whether blocks are a chain."""
-        session, parted, known = self._whose(keys, namespace, kind[2], hints)
+        """A request with these keys has come; `request`: its engine and its name."""
+        session, parted, known = self._whose(keys, namespace, kind.is_chain, hints)
         is_new = session is None
         if session is None:
             session = self._found(namespace, kind, hints, now)
@@ -306,7 +306,7 @@ class Sessions:
 
     # --- they come and go --------------------------------------------------------------------------------------
 
-    def _found(self, namespace: int, kind: tuple[int, int, bool], hints: Hints, now: float) -> Session:
+    def _found(self, namespace: int, kind: Kind, hints: Hints, now: float) -> Session:
         if len(self._all) >= SESSIONS_MAX or self._keys > KEYS_MAX:
             self._forget_oldest()
         number = self._numbers.pop() if self._numbers else len(self._all)
@@ -368,6 +368,11 @@ class Sessions:
     def _use(self, session: Session, now: float) -> None:
         session.used_at = now
         self._all.move_to_end(session.serial)
+
+
+def is_tenant(shown: str) -> bool:
+    """Whether a tenant could be shown so."""
+    return len(shown) == TENANT_DIGITS and set(shown) <= set("0123456789abcdef")
 
 
 def common_keys(one: bytes, other: bytes) -> int:

@@ -185,7 +185,7 @@ class Staging:
         else:
             self.link.done(order.size, now)
         is_reset = self._epochs[read.namespace] != read.epoch
-        is_orphan = not (self._ram.has_use_for(read.parent) or read.parent in self._extents)  # it was lost meanwhile
+        is_orphan = not self._ram.has_use_for(read.parent)  # what comes before it was lost meanwhile
         if done.fault or read.is_unwanted or is_reset or is_orphan:
             self._ram.give(order.slot)
         elif self._ram.keep(order.slot, order.key, read.namespace, read.parent, *self.stands(order.key, read.namespace)):

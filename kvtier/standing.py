@@ -14,7 +14,7 @@ Common are the first blocks that so many sessions have, that they say nothing of
 their own, as of a session that returns every few seconds, within a quota.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -106,13 +106,15 @@ class Standing:
     def of_arrival(self, key: BlockKey, namespace: int) -> tuple[int, float | None]:
         """Queue and order of a block that comes from below."""
         session = self._sessions.whose(key)
-        if session is None:
-            return self.pair(OTHERS, namespace)[1], None
-        if session.requests:
-            return self.pair(ACTIVE, namespace)[1], None
-        if session.expected_at is not None and self._value is not None:
-            return self.pair(EXPECTED, namespace)[1], -session.expected_at
-        return self.pair(session.category, namespace)[1], None
+        kind, order = (OTHERS, None) if session is None else self._of(session)
+        return self.pair(kind, namespace)[1], order
+
+    def settle(self, keys: Iterable[BlockKey]) -> None:
+        """A request under way that had these was forgotten: they stand where those want them who have them, too."""
+        for key in keys:
+            if (session := self._sessions.whose(key)) is not None:
+                kind, order = self._of(session)
+                self.move(key, kind, session.namespace, order)
 
     def common_blocks(self, keys: bytes) -> int:
         """How many of the first are common."""
@@ -136,6 +138,14 @@ class Standing:
         if self._value is not None:
             for is_below, seconds in seconds_a_byte.items():
                 self._value.weigh(namespace, is_below, seconds)
+
+    def _of(self, session: Session) -> tuple[int | str, float | None]:
+        """Where a block of it stands of which no more is known."""
+        if session.requests:
+            return ACTIVE, None
+        if session.expected_at is not None and self._value is not None:
+            return EXPECTED, -session.expected_at
+        return session.category, None
 
     def _queues(self, pair: Pair, slots: np.ndarray) -> np.ndarray:
         return np.where(self._ram.is_below[slots], pair[1], pair[0])

@@ -12,13 +12,12 @@
     transfers, finished       what the tier below is to do, and did              orders for it
     flush                     what is here is to survive a crash                 later: flushed
     wipes, wiped              slots that are to be overwritten with zeros, and were
+    answered                  a lookup's answer, as its engine's workers are to read it
 
 Where a slot is: ram.py. Lookups and leases, and time that passes for them: leases.py. What goes to the drives:
-demotion.py. What comes back from there: staging.py. What goes first, and all that is done because of sessions:
-retention.py.
-
-What is lent: lending.py. That all processes of an engine are gone, or that no copy of theirs runs, `leave` is the
-caller's word for.
+demotion.py; what comes back from there: staging.py. What has a copy on a GPU: mirror.py. What goes first, and all that
+is done because of sessions: retention.py. What is lent: lending.py. That all processes of an engine are gone, or that no
+copy of theirs runs, `leave` is the caller's word for.
 """
 
 from collections.abc import Mapping
@@ -29,16 +28,17 @@ import numpy as np
 
 from kvtier.admission import Budget
 from kvtier.arc import Arc
-from kvtier.block import ABSENT, KEY_BYTES, SLOT_UNIT, BlockKey, slot_bytes_for, unpack_keys
+from kvtier.block import ABSENT, NO_KEY, SLOT_UNIT, BlockKey, Kind, slot_bytes_for, unpack_keys
 from kvtier.deciding import Decisions
 from kvtier.decision import Ask
 from kvtier.errors import OrderError, ProtocolError
 from kvtier.estimators import Link
 from kvtier.extents import Extents
 from kvtier.index import Table
-from kvtier.leases import Kind, Leases
+from kvtier.leases import Leases
 from kvtier.lending import Engine, Lending
 from kvtier.lower import Lower
+from kvtier.mirror import Mirror
 from kvtier.policy import Ranking
 from kvtier.ram import Ram
 from kvtier.ranking import Lru, Value
@@ -51,7 +51,6 @@ from kvtier.transfer import Finished, Transfer
 
 NAMESPACES_MAX = 4096
 POLICIES = ("value", "lru", "s3fifo", "arc")
-ORPHAN = bytes(KEY_BYTES)  # in place of a block's parent: it has none
 DRIVE_LATENCY_S, DRIVE_BYTES_PER_S = 0.002, 2e9  # until they were measured
 NOBODY = Ask()
 
@@ -83,6 +82,7 @@ class BlockStore:
         value = ranking if isinstance(ranking, Value) else None
         self.retention = Retention(self.ram, returns, value, session_table)
         self.lower: Lower | None = None
+        self.mirror: Mirror | None = None
         self.lending = Lending(self.ram, int(capacity * lend_share))
         self.decisions = Decisions(self.ram.ghosts, self.stats)
         self.leases = Leases(self.ram, int(capacity * lease_share), self.stats, self.decisions)
@@ -107,6 +107,12 @@ class BlockStore:
         for digest, (number, epoch) in remembered.items():
             self._namespaces[digest] = _Namespace(number, epoch)
             self.lower.epochs[number] = epoch
+
+    def attach_gpu(self, capacity: int) -> None:
+        """So many bytes of device memory, for copies of blocks in RAM."""
+        self.mirror = Mirror(self.ram, capacity, self.stats)
+        self.ram.on_give = self.mirror.given
+        self.retention.attach_gpu(self.mirror)
 
     # --- engines ---------------------------------------------------------------------------------------------
 
@@ -167,6 +173,8 @@ class BlockStore:
         self.retention.left(engine, now)
         self.leases.leave(engine, now)
         self.decisions.leave(engine)
+        if self.mirror is not None:
+            self.mirror.left(engine)
         self.lending.leave(engine)
         self.stats.add("engines_gone")
 
@@ -194,22 +202,23 @@ class BlockStore:
     ) -> None:
         """The engine has filled these lent slots for a request: they are blocks now, but those in a closing slab, and
         those of which the block before them is nowhere. Keys in prefix order; `parents`: for each the block before it, or
-        ORPHAN; empty: nobody has one."""
+        NO_KEY; empty: nobody has one."""
         mine, self.ram.now = self.lending.engines[engine], max(now, self.ram.now)
         numbers = slots.tolist()
         self.lending.take_back(engine, numbers)
         names = unpack_keys(keys)
-        befores = unpack_keys(parents) if parents else [ORPHAN] * len(names)
-        queue, _ = self.retention.saving(engine, request, keys, mine.namespace, mine.kind.shape, now)
+        befores = unpack_keys(parents) if parents else [NO_KEY] * len(names)
+        queue, _ = self.retention.saving(engine, request, keys, mine.namespace, mine.kind, now)
         saved, known = [], 0
         is_barred = self.retention.is_barred(engine, request, numbers)
         refused = 0
         for i, (key, before, slot) in enumerate(zip(names, befores, numbers)):
             known += (is_known := key in self.ram.index)
-            if is_barred or not (is_known or before == ORPHAN or self._has(before)):
+            parent = b"" if before == NO_KEY else before
+            if is_barred or not (is_known or self.ram.has_use_for(parent)):
                 self.ram.give(slot)
                 refused += not is_known
-            elif self.ram.keep(slot, key, mine.namespace, b"" if before == ORPHAN else before, queue):
+            elif self.ram.keep(slot, key, mine.namespace, parent, queue):
                 saved.append(i)
         new = len(names) - known
         self.stats.add("saved_blocks", new)
@@ -232,9 +241,6 @@ class BlockStore:
         for slot in slots[self.lower.extents.find(b"".join(names)) != ABSENT].tolist():
             self.ram.note_below(slot, True)
 
-    def _has(self, key: BlockKey) -> bool:
-        return key in self.ram.index or (self.lower is not None and key in self.lower.extents)
-
     def give_back(self, engine: str, slots: np.ndarray) -> None:
         """The engine doesn't use these lent slots and no copy into them runs."""
         numbers = slots.tolist()
@@ -256,14 +262,20 @@ class BlockStore:
         mine, self.ram.now = self.lending.engines[engine], max(now, self.ram.now)
         queues = None
         if ask.request:
-            queues = self.retention.asked(engine, ask.request, keys, mine.namespace, mine.kind.shape, now)
+            queues = self.retention.asked(engine, ask.request, keys, mine.namespace, mine.kind, now)
         return self.leases.lookup((engine, lease), keys, mine.kind, queues, skip=skip, ask=ask, now=now)
+
+    def answered(self, engine: str, lease: int, answer: np.ndarray) -> np.ndarray:
+        """A lookup's answer as its engine is to hear it: with places of the GPU tier where its workers can read them."""
+        return answer if self.mirror is None else self.mirror.answered((engine, lease), answer)
 
     def release(self, engine: str, lease: int, loaded: int, now: float = 0.0, load_s: float = 0.0) -> None:
         """The lease is over; `loaded` of its blocks were loaded, in `load_s` if that is known. A lease that found nothing
         was never open."""
         mine = self.lending.engines[engine].kind
         loaded = min(loaded, self.leases.release((engine, lease), now))
+        if self.mirror is not None and self.mirror.released((engine, lease)):
+            load_s = 0.0
         self.decisions.loaded(engine, loaded * mine.slot_bytes, load_s)
         self.stats.add("loaded_blocks", loaded)
         self.stats.add("loaded_tokens", loaded * mine.block_tokens)
@@ -292,7 +304,10 @@ class BlockStore:
     def touch(self, engine: str, keys: bytes, request: str = "", now: float = 0.0) -> None:
         """A request is over. Its keys in prefix order, so that a conversation loses its tail first."""
         mine, self.ram.now = self.lending.engines[engine], max(now, self.ram.now)
-        self.retention.over(engine, request, keys, mine.namespace, mine.kind.shape, now)
+        self.retention.over(engine, request, keys, mine.namespace, mine.kind, now)
+        if self.mirror is not None:
+            slots = self.ram.index.find(keys)
+            self.mirror.over(slots[slots != ABSENT].astype(np.intp))
 
     def tick(self, now: float) -> None:
         """Time has passed; a few times a second."""
@@ -329,6 +344,12 @@ class BlockStore:
         self.leases.note_arrivals(now)
         self.lending.can_help = True
 
+    def gpu_finished(self, done: Finished, now: float) -> None:
+        """The GPU tier has finished what the mirror ordered."""
+        assert self.mirror is not None
+        self.mirror.finished(done)
+        self.lending.can_help = True
+
     def flush(self, flush: int) -> None:
         """Blocks that are in RAM now and worth it are to survive a crash. `flushed` says when."""
         if self.lower is not None:
@@ -351,19 +372,6 @@ class BlockStore:
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """Everything tier-stats shows, as JSON values. Bytes, seconds, counts."""
-        engines = [
-            {
-                "engine": name,
-                "lent_slots": len(e.lent),
-                "lend_target": self.lending.target(e),
-                "leases": len(leases := self.leases.of(name)),
-                "leased_blocks": sum(map(len, leases.values())),
-                "slot_bytes": e.kind.slot_bytes,
-                "block_tokens": e.kind.block_tokens,
-                "connected_s": round(now - e.joined_at, 3),
-            }
-            for name, e in sorted(self.lending.engines.items())
-        ]
         cpu: dict[str, object] = {
             "capacity_bytes": self.ram.slots.capacity,
             "used_bytes": self.ram.slots.taken_bytes,
@@ -372,12 +380,12 @@ class BlockStore:
             "blocks": len(self.ram.index),
             "hit_tokens": self.stats["loaded_tokens"],
         }
-        tiers = {"cpu": cpu}
+        tiers = {"cpu": cpu} if self.mirror is None else {"gpu": self.mirror.snapshot(), "cpu": cpu}
         if self.lower is not None:
             tiers["nvme"] = self.lower.snapshot(now)
         return {
             "tiers": tiers,
-            "engines": engines,
+            "engines": [row | self.leases.snapshot(str(row["engine"])) for row in self.lending.snapshot(now)],
             "decisions": self.decisions.snapshot(),
             "retention": self.retention.snapshot(now),
             "counters": self.stats.snapshot(),

@@ -22,6 +22,7 @@ FAULTS: dict[str, str] = {
     "io": "the drive reported an error",
     "full": "the filesystem or the catalogue has no room",
     "closed": "the tier is closing",
+    "volatile": "nothing in the tier survives its process",
 }
 
 

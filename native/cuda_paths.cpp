@@ -17,6 +17,15 @@ constexpr std::uint64_t kKernelRow = std::uint64_t{64} << 10;  // its blocks sha
 
 const std::vector<std::string> kPaths = {"batch", "async", "kernel"};
 
+// Two allocations may touch, and no copy may leave its own. Large ones begin at multiples of 2 MiB, where nothing is
+// joined: 2 MiB are long enough for the link.
+constexpr std::uint64_t kAllocationStep = std::uint64_t{2} << 20;
+
+bool continues(const Stretch& before, const Stretch& next) {
+  return before.source + before.size == next.source && before.target + before.size == next.target &&
+         next.source % kAllocationStep != 0 && next.target % kAllocationStep != 0;
+}
+
 std::uint64_t to_pin_boundary(std::uint64_t address) { return kPinPiece - address % kPinPiece; }
 
 class AsyncPath final : public CopyPath {
@@ -158,8 +167,7 @@ std::vector<Stretch> merged(const Fragments& columns) {
   for (std::size_t i = 0; i < columns.size.size(); ++i) {
     const Stretch next{columns.source[i], columns.target[i], columns.size[i]};
     if (next.size == 0) continue;
-    if (!list.empty() && list.back().source + list.back().size == next.source &&
-        list.back().target + list.back().size == next.target)
+    if (!list.empty() && continues(list.back(), next))
       list.back().size += next.size;
     else
       list.push_back(next);

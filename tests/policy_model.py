@@ -101,15 +101,21 @@ class Model:
         return found
 
     def least(self, refused: set[int], worth) -> list[int]:
-        """Who may go next: the firsts of queues worth least."""
-        standing = [slot for slot in self.leaves() if self.blocks[slot]["queue"] != KEPT and slot not in refused]
-        firsts: dict[int, int] = {}
-        for slot in standing:
-            queue = self.blocks[slot]["queue"]
-            if queue not in firsts or self.place(slot) < self.place(firsts[queue]):
-                firsts[queue] = slot
-        worths = {slot: worth(queue, self.blocks[slot]["order"]) for queue, slot in firsts.items()}
-        return [slot for slot in worths if worths[slot] == min(worths.values())]
+        """Who may go next: the firsts of queues worth least. Who is refused is put aside when it is his turn."""
+        standing = [slot for slot in self.leaves() if self.blocks[slot]["queue"] != KEPT]
+        possible: list[int] = []
+        while True:
+            firsts: dict[int, int] = {}
+            for slot in standing:
+                queue = self.blocks[slot]["queue"]
+                if queue not in firsts or self.place(slot) < self.place(firsts[queue]):
+                    firsts[queue] = slot
+            worths = {slot: worth(queue, self.blocks[slot]["order"]) for queue, slot in firsts.items()}
+            least = {slot for slot in worths if worths[slot] == min(worths.values())}
+            possible += least - refused
+            if not least & refused:
+                return possible
+            standing = [slot for slot in standing if slot not in least & refused]
 
     def place(self, slot: int) -> tuple[float, int]:
         return self.blocks[slot]["order"], slot
@@ -184,7 +190,7 @@ def check_columns(policy: Policy, model: Model) -> None:
         stamps[slot // SLAB] += block["stamp"]
         blocks[slot // SLAB] += 1
         kept[slot // SLAB] += block["queue"] == KEPT
-        assert policy.queues(array(slot))[0] == block["queue"] and policy.parent(slot) == block["parent"]
+        assert policy.queues(array(slot))[0] == block["queue"] and policy._parent[slot] == block["parent"]
     assert policy.blocks_in_slab.tolist() == blocks.tolist()
     assert policy.kept_in_slab.tolist() == kept.tolist()
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -2,10 +2,11 @@
 
 from idle_world import keys, letters
 
+from kvtier.block import Kind
 from kvtier.session import NOTHING, Begun, Hints, Sessions
 
-CHAIN = (65_536, 16, True)
-HEAP = (65_536, 16, False)  # blocks of which each stands for itself
+CHAIN = Kind(65_536, 16, True)
+HEAP = Kind(65_536, 16, False)  # blocks of which each stands for itself
 
 
 class Talk:

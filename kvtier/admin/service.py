@@ -21,12 +21,12 @@ from kvtier.errors import DaemonError
 from kvtier.hints import SESSION_MAX
 from kvtier.listener import make_way, only_the_owner
 from kvtier.listing import LIMIT_MAX, SORTS
+from kvtier.session import TENANT_DIGITS, is_tenant
 from kvtier.store import BlockStore
 
 SERVICE = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 SESSIONS_USUAL = 100  # in an answer
 PIN_S_MAX = 365 * 86_400.0
-TENANT_DIGITS = 12
 SPARE_BYTES, FRAMING_BYTES = 1024, 16  # of a full answer, and of each session in it
 OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -168,7 +168,7 @@ class AdminService(AdminServicer):
 async def _check(session: str, tenant: str, context: grpc.aio.ServicerContext) -> None:
     if len(session) > SESSION_MAX:
         await _refuse(context, f"session: a name has at most {SESSION_MAX} letters")
-    if tenant and (len(tenant) != TENANT_DIGITS or not set(tenant) <= set("0123456789abcdef")):
+    if tenant and not is_tenant(tenant):
         await _refuse(context, f"tenant: {TENANT_DIGITS} hex digits, as `kvtier sessions` lists it")
 
 

@@ -15,7 +15,11 @@ from kvtier.config import format_size
 from kvtier.observer import ask
 from kvtier.stats import COUNTERS
 
-FLOWS = {"cpu": ("saved_bytes", "loaded_bytes"), "nvme": ("demoted_bytes", "promoted_bytes")}  # in, out
+FLOWS = {
+    "gpu": ("mirrored_bytes", "found_gpu_bytes"),
+    "cpu": ("saved_bytes", "loaded_bytes"),
+    "nvme": ("demoted_bytes", "promoted_bytes"),
+}  # in, out
 RATE_S = 0.2  # with -1: how long rates are measured
 
 
@@ -43,8 +47,10 @@ def render(before: dict[str, Any], now: dict[str, Any]) -> Group:
     pages = "2 MiB pages" if arena["huge_bytes"] else "4 KiB pages"
     pinned = "pinned" if arena["pinned"] else "not pinned"
     title = f"kvtierd {now['version']}  up {_duration(now['uptime_s'])}  pid {now['pid']}  arena {pages}, {pinned}"
-    drives = [_drives(now["tiers"]["nvme"])] if "nvme" in now["tiers"] else []
-    return Group(title, _tiers(before, now), *drives, _engines(now), _sessions(now), _decisions(now), _counters(now))
+    tiers = [_device(now["tiers"]["gpu"])] if "gpu" in now["tiers"] else []
+    tiers += [_drives(now["tiers"]["nvme"])] if "nvme" in now["tiers"] else []
+    engines = [_engines(now), *[_workers(now)] * bool(now["engines"])]
+    return Group(title, _tiers(before, now), *tiers, *engines, _sessions(now), _decisions(now), _counters(now))
 
 
 def rate(before: Mapping[str, Any], now: Mapping[str, Any], counter: str) -> float:
@@ -68,6 +74,19 @@ def _tiers(before: dict[str, Any], now: dict[str, Any]) -> Table:
             f"{tier['hit_tokens']:,}" if "hit_tokens" in tier else "",
             *(f"{rate(before, now, counter):.2f}" for counter in FLOWS[name]),
         )
+    return shown
+
+
+def _device(gpu: dict[str, Any]) -> Table:
+    """The GPU tier's device, and who reads there."""
+    shown = table("GPU tier", "state", "registered", "to copy", "read by")
+    shown.add_row(
+        gpu["device"][:40],
+        f"refuses: {gpu['reason'][:60]}" if gpu["read_only"] else "good" if gpu["is_well"] else "not read: a copy failed",
+        format_size(gpu["pinned_bytes"]),
+        f"{gpu['candidates'] + gpu['pending']:,}",
+        f"{gpu['readers']:,} engines",
+    )
     return shown
 
 
@@ -104,6 +123,21 @@ def _engines(now: dict[str, Any]) -> Table:
         )
     if not now["engines"]:
         shown.add_row("none is connected")
+    return shown
+
+
+def _workers(now: dict[str, Any]) -> Table:
+    """How the engines' workers copy."""
+    shown = table("copies", "by", "registered", "read the GPU tier", "")
+    for engine in now["engines"]:
+        unpinned = engine["unpinned_bytes"]
+        shown.add_row(
+            f"workers of {engine['engine'][:24]}",
+            ", ".join(engine["copies"]) or "not yet",
+            format_size(engine["pinned_bytes"]),
+            "yes" if engine["maps_gpu"] else "no",
+            f"! too little locked memory: {format_size(unpinned)} of the arena copied slowly" if unpinned else "",
+        )
     return shown
 
 

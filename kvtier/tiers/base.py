@@ -8,7 +8,8 @@ The caller guarantees
 *   One thread calls. Tickets are never used twice.
 *   From start to Finished the bytes of a Demote's slot don't change, and nobody else reads or writes a Promote's slot.
 *   A place is written once: its next Demote begins after a Forget of it has finished, or after a restart that did not
-    recover it. Places don't overlap. A Forget or an Erase begins when no transfer of its places is under way.
+    recover it; in a volatile tier at any time, for nobody wants what was there. Places don't overlap. A Forget or an
+    Erase begins when no transfer of its places is under way.
 *   A Promote begins after its Demote has finished without a fault, or for a place that `recovered` named; with the key,
     size and checksum from there. After an Erase, whatever came of it, there is none.
 *   An Erase names the place and the size of a Demote that has finished, or of a place that `recovered` named. Again,
@@ -37,6 +38,9 @@ You guarantee
     with a fault at once, and you find out by yourself when it is over. Reads go on. A Forget, an Erase or a Remember
     that finished with a fault may happen all the same, later, in its place in the order; an Erase by halves too.
 *   After `close`, `poll` gives what was not polled yet, and whatever is started finishes as "closed".
+
+A volatile tier keeps nothing when its process ends: `recovered` is empty, a Flush finishes as "volatile", and what is
+said here of a crash or a restart is not said of it. A block that lies there lies elsewhere too.
 
 You never
 

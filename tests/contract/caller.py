@@ -115,8 +115,13 @@ class Caller:
     def raw(self, block: Stored) -> bytes:
         return self.factory.raw(self.tier, block.place, block.size)
 
+    @property
+    def units(self) -> int:
+        """Places are below this."""
+        return self.factory.units(self.tier)
+
     def flush(self) -> None:
-        assert not self.do(Flush(self.ticket())).fault
+        assert self.do(Flush(self.ticket())).fault == self.factory.flush_fault
 
     def remember(self, epoch: int = 0, digest: bytes = DIGEST, namespace: int = NAMESPACE) -> None:
         assert not self.do(Remember(self.ticket(), digest, namespace, epoch)).fault

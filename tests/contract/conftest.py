@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from contract.caller import Caller
-from contract.factories import NvmeFactory
+from contract.factories import GpuFactory, NvmeFactory
+from fake_cuda import build as fake_cuda
 from sim.tier_model_factory import TierModelFactory
 
 from kvtier import _native
@@ -15,6 +16,7 @@ FACTORIES = {
     "nvme-io_uring": lambda: NvmeFactory(1, "io_uring"),
     "nvme-threads": lambda: NvmeFactory(1, "threads"),
     "nvme-two-drives": lambda: NvmeFactory(2, "auto"),
+    "gpu": GpuFactory,  # on the fake driver
     "model": TierModelFactory,  # the simulator's
 }
 
@@ -23,7 +25,16 @@ FACTORIES = {
 def factory(request):
     if request.param == "nvme-io_uring" and _native.FileIo(depth=1, threads=1).backend != "io_uring":
         pytest.skip("no io_uring here")
+    if request.param == "gpu" and fake_cuda.compiler() is None:
+        pytest.skip("no compiler for the fake driver")
     return FACTORIES[request.param]()
+
+
+@pytest.fixture
+def a_tier_that_survives(factory):
+    """What is lost with its process has nothing to say of crashes."""
+    if not factory.survives:
+        pytest.skip("a volatile tier")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Makers of tiers for the contract: each makes, reopens and crashes one kind of tier, and has the arena that it uses."""
 
+import ctypes
 import mmap
 import os
 import shutil
@@ -7,8 +8,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from fake_cuda import build as fake_cuda
 
+from kvtier import _native
 from kvtier.block import SLOT_UNIT
+from kvtier.tiers.gpu import GpuTier
 from kvtier.tiers.nvme import NvmeTier
 
 MIB = 1024**2
@@ -18,6 +22,8 @@ DRIVE_BYTES = 32 * MIB
 
 class NvmeFactory:
     """Makes NvmeTiers, one at a time, and the arena that they move bytes from and to."""
+
+    survives, flush_fault = True, ""
 
     def __init__(self, drives: int = 1, io: str = "auto", **more) -> None:
         self.drives, self.more = drives, {"io": io, **more}
@@ -48,6 +54,9 @@ class NvmeFactory:
     def memory(self, slot: int, size: int) -> memoryview:
         return memoryview(self._arena)[slot * SLOT_UNIT : slot * SLOT_UNIT + size]
 
+    def units(self, tier: NvmeTier) -> int:
+        return tier.extents * tier.extent_bytes // SLOT_UNIT
+
     def flip_bit(self, tier: NvmeTier, place: int, offset: int) -> None:
         """On the drive."""
         with self._at(tier, place) as blocks:
@@ -73,6 +82,36 @@ class NvmeFactory:
 
     def _paths(self, folder: Path) -> list[Path]:
         return [folder / f"drive{number}" for number in range(self.drives)]
+
+
+class GpuFactory:
+    """Makes GpuTiers, one at a time, on the fake driver's first device."""
+
+    survives, flush_fault = False, "volatile"
+
+    def __init__(self) -> None:
+        self._driver = _native.CudaDriver.open(str(fake_cuda.library()))
+        assert not self._driver.reason
+        self._arena = mmap.mmap(-1, ARENA_BYTES)
+
+    def make(self, folder: Path) -> GpuTier:
+        return GpuTier(self._driver, 0, DRIVE_BYTES, np.frombuffer(self._arena, np.uint8))
+
+    def memory(self, slot: int, size: int) -> memoryview:
+        return memoryview(self._arena)[slot * SLOT_UNIT : slot * SLOT_UNIT + size]
+
+    def units(self, tier: GpuTier) -> int:
+        return tier.capacity // SLOT_UNIT
+
+    def flip_bit(self, tier: GpuTier, place: int, offset: int) -> None:
+        self._at(tier, place, offset + 1)[offset] ^= 1
+
+    def raw(self, tier: GpuTier, place: int, size: int) -> bytes:
+        return bytes(self._at(tier, place, size))
+
+    def _at(self, tier: GpuTier, place: int, size: int) -> ctypes.Array[ctypes.c_ubyte]:
+        """The fake device's memory is memory of this process."""
+        return (ctypes.c_ubyte * size).from_address(tier._memory.address + place * SLOT_UNIT)
 
 
 def address_of(memory: mmap.mmap) -> int:

@@ -92,11 +92,10 @@ class Worker:
         client, now = self.client, time.monotonic()
         client.poll(now)
         if (given := client.take_arena()) is not None:
-            generation, fd, size = given
-            self.arena = _native.Arena.attach(fd, size)
-            os.close(fd)
+            self.arena = _native.Arena.attach(given.fd, given.size)
+            os.close(given.fd)
             client.mapped(now)
-            tell(generation=generation)
+            tell(generation=given.generation)
         self.copy()
         for word, *numbers in commands():
             if word == "copy":

@@ -19,12 +19,14 @@ from kvtier.stats import COUNTERS
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KVTierd]:
-    """A daemon with one engine: 3 blocks saved, one lease on 2 of them, 2 loaded before."""
+    """A daemon with one engine: 3 blocks saved, one lease on 2 of them, 2 loaded before. Its worker could register 48 of
+    the arena's 64 MiB."""
     with (
         KVTierd(tmp_path_factory.mktemp("busy")) as daemon,
         Engine(daemon.socket, "my-engine") as engine,
-        Worker(daemon.socket, "my-engine"),
+        Worker(daemon.socket, "my-engine") as worker,
     ):
+        worker.say(protocol.Mapped(48 << 20, 0, "async"))
         engine.save(some_keys(3))
         engine.lookup(some_keys(2))
         engine.release(loaded=2)
@@ -53,6 +55,13 @@ def test_stats_show_the_tier_the_engines_and_what_was_counted(busy):
     assert engine[1:3] == [str(os.getpid())] * 2  # the scheduler's process and the worker's
     assert engine[3:-1] == ["64", "KiB", "16", "5/8", "1", "2"]
     assert row(shown.stdout, "saved_blocks") == ["saved_blocks", "3", *COUNTERS["saved_blocks"].split()]
+
+
+def test_a_worker_that_may_lock_too_little_memory_is_marked(busy):
+    shown = run("kvtier", "stats", "-1", "--socket", busy.socket).stdout
+    (line,) = [line for line in shown.splitlines() if line.startswith("workers of my-engine")]
+    assert line.split()[3:8] == ["async", "48", "MiB", "no", "!"]
+    assert line.endswith("! too little locked memory: 16 MiB of the arena copied slowly")
 
 
 def test_what_was_never_counted_is_not_shown(busy):
@@ -120,6 +129,10 @@ def test_json_is_one_object_with_everything(busy):
         "leased_blocks": 2,
         "slot_bytes": SLOT,
         "block_tokens": 16,
+        "copies": ["async"],
+        "maps_gpu": False,
+        "pinned_bytes": 48 * 1024**2,
+        "unpinned_bytes": 16 * 1024**2,
     }
     assert [client["role"] for client in state["clients"]] == ["scheduler", "worker", "observer"]
     assert set(state["arena"]) == {"huge_bytes", "pinned", "notes"}

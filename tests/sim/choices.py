@@ -50,7 +50,7 @@ class Choices:
         if exact and isinstance(self._ranking, Value):
             self._ranking.refresh_s = 0.0
         self._indices: dict[tuple[int, bytes], float] = {}
-        victim, again, least_worth = self._policy.victim, self._ranking.again, self._policy.least_worth
+        victim, again, worth_of = self._policy.victim, self._ranking.again, self._policy.worth
         spared: list[int] = []
 
         def heard(size: int, acceptable: Callable[[int], bool], now: float) -> int | None:
@@ -66,14 +66,14 @@ class Choices:
                 spared.append(slot)
             return other
 
-        def heard_worth(size: int, acceptable: Callable[[int], bool], now: float) -> float:
-            said = least_worth(size, acceptable, now)
+        def heard_worth(slot: int) -> float:
+            said = worth_of(slot)
             choice = self.made[-1] = replace(self.made[-1], said=said)
             is_value = self._exact and isinstance(self._ranking, Value)
             assert not is_value or isclose(said, choice.worth, rel_tol=TOLERANCE), f"{choice} is worth something else"
             return said
 
-        self._policy.least_worth = heard_worth
+        self._policy.worth = heard_worth
         self._policy.victim, self._ranking.again = heard, heard_again
 
     def _judge(self, size: int, slot: int | None, now: float, is_first: bool) -> float:

@@ -225,7 +225,7 @@ class EngineModel:
     def on_answer(self, lease: int, answer: list[int]) -> None:
         """At once, or after the lookup had to wait."""
         if request := self.open.get(lease):
-            self.sim.must_answer(answer, request.keys[: request.asked])
+            answer = self.sim.must_answer((self.name, lease), answer, request.keys[: request.asked])
             self.later(0.02, f"hears lease {lease}: {answer}", lambda: self._use(request, answer))
 
     def _use(self, request: Request, answer: list[int]) -> None:
@@ -292,7 +292,8 @@ class EngineModel:
         keys, meanings = [request.keys[i] for i in which], [request.meanings[i] for i in which]
         name = f"{self.name}'s {'load' if loads else 'save'} {slots}"
         befores = [request.keys[i - 1] if i and self.namespace.is_chain else b"" for i in which]
-        job = Job(request, name, self.sim.arena, loads, slots, keys, meanings, befores, self.namespace.ranks)
+        gpu = None if self.sim.gpu is None else (self.sim.gpu.mirror.base, self.sim.gpu.device)
+        job = Job(request, name, self.sim.arena, gpu, loads, slots, keys, meanings, befores, self.namespace.ranks)
         request.jobs += 1
         self.jobs.append(job)
         return job
@@ -302,14 +303,15 @@ class EngineModel:
         self.sim.after(self.sim.delay(0.05), f"{job.name} begins", begin)
 
     def _read(self, job: Job, rank: int) -> None:
-        parts = [part_of(slot, self.namespace.units, rank, self.namespace.ranks) for slot in job.slots]
-        for part, slot, meaning in zip(parts, job.slots, job.meanings, strict=True):
-            assert job.arena.is_right(part, slot, meaning), f"{job.name} would read what is not {meaning}"
-        seen = [job.arena.begin_read(part) for part in parts]
+        places = [job.memory(slot) for slot in job.slots]
+        parts = [part_of(slot, self.namespace.units, rank, self.namespace.ranks) for _, slot in places]
+        for part, (arena, slot), meaning in zip(parts, places, job.meanings, strict=True):
+            assert arena.is_right(part, slot, meaning), f"{job.name} would read what is not {meaning}"
+        seen = [arena.begin_read(part) for part, (arena, _) in zip(parts, places, strict=True)]
 
         def end() -> None:
-            for part, writes in zip(parts, seen, strict=True):
-                job.arena.end_read(part, writes)
+            for part, (arena, _), writes in zip(parts, places, seen, strict=True):
+                arena.end_read(part, writes)
             self._done(job, failed=self.sim.chance(0.03))
 
         self.sim.after(self.sim.delay(0.1), f"{job.name} ends, rank {rank}", end)

@@ -83,10 +83,10 @@ class Room:
     def stage_ahead(self, size: int, worth: float, slot: int | None) -> bool:
         """The same for what nobody asked for: only what is worth less goes for it."""
         if not self.free(size):
-            if self._chosen(size).said >= worth:
+            choice = self._chosen(size)
+            if choice.slot is None or choice.said >= worth:
                 return False
-            goes = self._chosen(size).slot
-            self._evict([] if goes is None else [goes], "its room in RAM was needed for one that is expected sooner")
+            self._evict([choice.slot], "its room in RAM was needed for one that is expected sooner")
         assert slot in self.free(size), f"slot {slot} is read into; free are {sorted(self.free(size))}"
         self.slab_sizes[self.slab_of(slot)] = size
         self.staged.add(slot)

@@ -259,7 +259,8 @@ class ExpectedSessions:
         oblivion.slots.update(gone)
         if below is not None:
             written = [(order.key, order.origin) for order in below.writes()]
-            theirs = [*written, *((key, lying.origin) for key, lying in below.blocks.items())]
+            read = [(read.order.key, read.origin) for read in below.reads.values()]
+            theirs = [*written, *read, *((key, lying.origin) for key, lying in below.blocks.items())]
             oblivion.keys |= {key for key, origin in theirs if self._is_of(origin, tags) and key not in had}
             below.forget_keys(oblivion, behind)
 

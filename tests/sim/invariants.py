@@ -112,6 +112,8 @@ def pins_are_those_of_leases_and_writes(store: BlockStore) -> None:
     pins = Counter(slot for lease in leases for slot in lease.tolist())
     if store.lower is not None:
         pins.update(demote.slot for demote in store.lower.demotions._writing.values())
+    if store.mirror is not None:
+        pins.update(demote.slot for demote in store.mirror._copying.values())
     held = {slot: int(store.ram.index._pins[slot]) for slot in store.ram.index._pins.nonzero()[0].tolist()}
     assert held == dict(pins), "pins are not those of leases and writes"
     by_slab = Counter(slot // store.ram.slots.slab_units for slot in pins.elements())

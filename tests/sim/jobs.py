@@ -32,6 +32,7 @@ class Job:
     request: Request
     name: str
     arena: ArenaModel  # it copies in this one, even when the daemon has died and another has its own
+    gpu: tuple[int, ArenaModel] | None  # and in this one, from this slot number on
     loads: bool
     slots: list[int]
     keys: list[BlockKey]
@@ -40,3 +41,10 @@ class Job:
     ranks: int  # that are not done
     failed: bool = False
     settled: bool = False
+
+    def memory(self, slot: int) -> tuple[ArenaModel, int]:
+        """Where this slot is, and its number there."""
+        if self.gpu is not None and slot >= self.gpu[0]:
+            assert self.loads, "an engine saves to the device"
+            return self.gpu[1], slot - self.gpu[0]
+        return self.arena, slot

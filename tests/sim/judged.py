@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvtier.block import SLOT_UNIT, BlockKey, pack_keys
+from kvtier.block import NO_KEY, SLOT_UNIT, BlockKey, pack_keys
 from kvtier.decision import Ask
 from kvtier.errors import ProtocolError
 from kvtier.session import Hints
-from kvtier.store import NOBODY, ORPHAN, BlockStore
+from kvtier.store import NOBODY, BlockStore
 
 from . import invariants_decisions
 from .drives import Drives
 from .expected import Expected
+from .gpu import Gpu
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -30,6 +31,7 @@ class Judged:
     store: BlockStore
     expected: Expected
     drives: Drives | None
+    gpu: Gpu | None
     counts: Counter[str]
     contents: dict
     chance: Callable[[float], bool]
@@ -47,6 +49,8 @@ class Judged:
         answer = self.store.join(engine, namespace.digest, block_bytes, tokens, lend, self.now, is_chain=is_chain)
         expected = self.expected.join(engine, namespace.digest, block_bytes, tokens, lend, is_chain)
         assert answer == expected, "epoch and target"
+        if self.gpu is not None:
+            self.gpu.joined(engine)
         return answer[0]
 
     def leave(self, engine: str) -> None:
@@ -54,6 +58,8 @@ class Judged:
         self._leaving.discard(engine)
         self.store.leave(engine, self.now)
         self.expected.leave(engine, self.now)
+        if self.gpu is not None:
+            self.gpu.left(engine)
 
     def want(self, engine: str, slots: int) -> None:
         self._store_was_called = True
@@ -91,6 +97,8 @@ class Judged:
 
     def release(self, engine: str, lease: int, loaded: int, load_s: float) -> None:
         self._store_was_called = True
+        if self.gpu is not None:
+            self.gpu.released((engine, lease))
         self.store.release(engine, lease, loaded, self.now, load_s)
         self.expected.release(engine, lease)
 
@@ -114,7 +122,7 @@ class Judged:
     def commit(self, engine: str, keys: list[BlockKey], slots: list[int], befores: list[BlockKey], request: str) -> None:
         """`befores`: for each the block before it, or empty."""
         self._store_was_called = True
-        parents = pack_keys(before or ORPHAN for before in befores) if any(befores) else b""
+        parents = pack_keys(before or NO_KEY for before in befores) if any(befores) else b""
         self.store.commit(engine, pack_keys(keys), np.array(slots, np.uint32), parents, request, self.now)
         self.expected.sessions.saves(engine, request, keys, self.now)
         self.expected.commit(engine, keys, slots, befores, request)
@@ -163,8 +171,11 @@ class Judged:
     def forget(self, name: str, tenant: str) -> int:
         """A ticket."""
         self._store_was_called = self.expected.lags = True
+        copies = {} if self.gpu is None else self.gpu.copies()
         ticket = self.store.retention.forget(name, tenant, self.now)
         self.expected.sessions.forget(name, tenant, ticket)
+        if self.gpu is not None:
+            self.gpu.forget(ticket, copies, self.expected.sessions.oblivions[ticket])
         if self.drives is not None:
             self.drives.forget(ticket)
         return ticket
@@ -175,5 +186,7 @@ class Judged:
         answered = [slots for _, _, slots in self.store.leases._answers]
         assert not answered, "answers wait while it is looked whether anything is left"
         self.counts["forgotten_sessions"] += int(proof["sessions"])  # type: ignore[call-overload]
+        if self.gpu is not None:
+            self.gpu.nothing_is_left_of(ticket, oblivion, proof)  # type: ignore[arg-type]
         if self.drives is not None:
             self.drives.nothing_is_left_of(oblivion, {self.contents[key][0][0] for key in oblivion.keys})

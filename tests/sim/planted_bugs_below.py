@@ -225,7 +225,7 @@ def what_an_engine_has_is_staged_too(store: BlockStore) -> None:
 
 def what_is_behind_a_hole_is_staged_too(store: BlockStore) -> None:
     sound = store.leases._below
-    store.leases._below = lambda keys, slots, kind, skip: sound(keys, slots, replace(kind, is_chain=False), skip)
+    store.leases._below = lambda keys, slots, kind, skip: sound(keys, slots, kind._replace(is_chain=False), skip)
 
 
 # --- places --------------------------------------------------------------------------------------------------

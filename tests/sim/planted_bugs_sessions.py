@@ -20,7 +20,7 @@ def a_parent_goes_before_its_child(store: BlockStore) -> None:
 
 
 def an_orphan_is_accepted(store: BlockStore) -> None:
-    store._has = lambda key: True
+    store.ram.has_use_for = lambda parent: True
 
 
 def what_is_behind_a_reclaimed_block_stays(store: BlockStore) -> None:
@@ -136,6 +136,10 @@ def a_failed_save_of_a_forgotten_request_is_not_wiped(store: BlockStore) -> None
 
 def what_a_forgotten_session_had_once_stays(store: BlockStore) -> None:
     store.ram.of_origin = lambda *tags: []
+
+
+def what_is_on_its_way_of_a_forgotten_session_arrives(store: BlockStore) -> None:
+    store.lower.moving_of_origin = lambda *tags: []
 
 
 def what_others_share_is_forgotten_too(store: BlockStore) -> None:

@@ -18,7 +18,8 @@ daemon is away; a scheduler that dies or hangs up while its workers' copies go o
 theirs; an arena that is always full; each mode, held out requests, tiers that are off, a cost model of any opinion; each
 policy. Clients talk (talking.py): conversations go on, fork and share system prompts, and what is said of them need not
 be true. An operator (operator_model.py) warms, parks, pins, ends and forgets them at any moment. In two of three seeds
-there are drives below the arena (tier_model.py), which are slow, hang and fail, and the daemon dies now and then.
+there are drives below the arena (tier_model.py), which are slow, hang and fail, and the daemon dies now and then. Where a
+test asks for it, a GPU mirrors some of the arena (gpu.py).
 
 What is not: frames and sockets (tests of protocol and server), memory (tests of the arena and the copier), files and
 real drives (tests of the tiers).
@@ -46,6 +47,7 @@ from .engine_model import BUSY_UNTIL, EngineModel
 from .expected import Expected
 from .expected_decisions import ExpectedDecisions, Overheard
 from .expected_sessions import ExpectedSessions
+from .gpu import Gpu
 from .habits import RIGHT, Habits
 from .judged import Judged
 from .operator_model import OperatorModel
@@ -76,8 +78,15 @@ class Namespace:
 
 
 class Simulation(Judged):
-    def __init__(self, seed: int, plant: Callable[[BlockStore], None] | None = None, habits: Habits = RIGHT) -> None:
-        """`plant` breaks the store on purpose, `habits` what stands around it; both to see whether that is noticed."""
+    def __init__(
+        self,
+        seed: int,
+        plant: Callable[[BlockStore], None] | None = None,
+        habits: Habits = RIGHT,
+        has_gpu: bool = False,
+    ) -> None:
+        """`plant` breaks the store on purpose, `habits` what stands around it; both to see whether that is noticed.
+        `has_gpu`: some of what is in RAM has a copy on a device."""
         self.random = random.Random(seed)
         self.seed = seed
         self.now = 0.0
@@ -86,6 +95,7 @@ class Simulation(Judged):
         self.habits = habits
         self.life = 1  # of the daemon
         self.drives: Drives | None = None
+        self.gpu: Gpu | None = None
         self._plant = plant
         self._store_was_called = False  # else a step was an engine's own affair, or a copy's
         self._only_ticked = False
@@ -108,6 +118,8 @@ class Simulation(Judged):
         self.contents: dict[BlockKey, list[tuple[Meaning, int]]] = {}  # key -> what a slot of it holds
         if has_drives(seed):
             self.drives = Drives(self)
+        if has_gpu:
+            self.gpu = Gpu(self)
         self._start_daemon()
         self._found_engines()
         self.operator = OperatorModel(self)
@@ -179,6 +191,8 @@ class Simulation(Judged):
             self._serve_lends()
             self._serve_answers()
             self._serve_wipes()
+            if self.gpu is not None:
+                self.gpu.serve()
             self.operator.look()
             if not self._only_ticked or self.events % TICKS_EVERY == 0:
                 self._check_store()
@@ -239,10 +253,12 @@ class Simulation(Judged):
         for name, lease, slots in answers:
             next(engine for engine in self.engines if engine.name == name).on_answer(lease, slots)
 
-    def must_answer(self, slots: list[int], keys: list[BlockKey]) -> None:
+    def must_answer(self, asker: tuple[str, int], slots: list[int], keys: list[BlockKey]) -> list[int]:
+        """What the engine hears."""
         for slot, key in zip(slots, keys, strict=True):
             if slot < BELOW:
                 self._must_hold(slot, key)
+        return slots if self.gpu is None else self.gpu.answered(asker, slots, keys)
 
     def _start_daemon(self) -> None:
         capacity, lend_share, lease_share = self._shape
@@ -262,6 +278,8 @@ class Simulation(Judged):
         self._counters = self.store.stats.snapshot()
         if self.drives is not None:
             self.drives.attach()
+        if self.gpu is not None:
+            self.gpu.attach()
         if self._plant is not None:
             self._plant(self.store)
 
@@ -333,6 +351,8 @@ class Simulation(Judged):
             self.after(0.0, "a flush", self.store_was_called)
             self._run_all()
             invariants_below.all_is_quiet(self.store, self.expected, self.drives)
+        if self.gpu is not None:
+            self.gpu.all_is_quiet()
 
     def _run_all(self) -> None:
         while self._due:

@@ -5,6 +5,7 @@ import pytest
 from .planted_bugs import HABIT_BUGS, STORE_BUGS
 from .planted_bugs_below import BUGS_BELOW
 from .planted_bugs_deciding import BUGS_IN_DECIDING
+from .planted_bugs_gpu import BUGS_ON_THE_GPU
 from .planted_bugs_sessions import BUGS_IN_SESSIONS
 from .simulation import BROKEN, Simulation, has_drives
 
@@ -26,6 +27,7 @@ WITHOUT = [
     198,
     *(seed for seed in range(99) if not has_drives(seed)),
 ]  # drives bring help where a bug left somebody without
+WITH_GPU = [12, 0, 2, 8, 11, 10]
 LONG = 10
 
 
@@ -33,10 +35,14 @@ def marked(plants: list) -> list:
     return [pytest.param(plant, marks=pytest.mark.long) if plant.__name__ in LATE else plant for plant in plants]
 
 
+def has_gpu(seed: int) -> bool:
+    return seed % 2 == 0
+
+
 def test_a_run_does_what_the_store_is_for():
     counts: dict[str, int] = {}
     for seed in range(20):
-        simulation = Simulation(seed)
+        simulation = Simulation(seed, has_gpu=True)
         simulation.run()
         for name, n in simulation.counts.items():
             counts[name] = counts.get(name, 0) + n
@@ -61,6 +67,11 @@ def test_a_run_does_what_the_store_is_for():
             "refused_forgotten",
             "refused_no_disk",
             "erased_blocks",
+            "mirrored_blocks",
+            "found_gpu_keys",
+            "dropped_gpu_copies",
+            "refused_gpu",
+            "failed_gpu_copies",
         )
         if counts[name] < 10
     ]
@@ -68,7 +79,7 @@ def test_a_run_does_what_the_store_is_for():
 
 
 def test_a_seed_repeats_a_run_event_for_event():
-    runs = [Simulation(7), Simulation(7)]
+    runs = [Simulation(7, has_gpu=True), Simulation(7, has_gpu=True)]
     for run in runs:
         run.run()
     assert runs[0].log == runs[1].log
@@ -79,14 +90,14 @@ def test_a_seed_repeats_a_run_event_for_event():
 @pytest.mark.timeout(1800)  # --sim-seeds may ask for many
 def test_the_store_survives_every_seed(seeds):
     for seed in seeds:
-        Simulation(seed).run()
+        Simulation(seed, has_gpu=has_gpu(seed)).run()
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_store_survives_ten_times_as_many_seeds(seeds):
     for seed in range(seeds.stop, seeds.stop + LONG * len(seeds)):
-        Simulation(seed).run()
+        Simulation(seed, has_gpu=has_gpu(seed)).run()
 
 
 @pytest.mark.parametrize("plant", marked(STORE_BUGS), ids=lambda plant: plant.__name__)
@@ -107,6 +118,11 @@ def test_a_bug_in_what_follows_from_decisions_is_noticed(plant):
 @pytest.mark.parametrize("plant", marked(BUGS_IN_SESSIONS), ids=lambda plant: plant.__name__)
 def test_a_bug_in_what_sessions_mean_is_noticed(plant):
     assert any(is_noticed(Simulation(seed, plant=plant)) for seed in WITH_DRIVES)
+
+
+@pytest.mark.parametrize("plant", marked(BUGS_ON_THE_GPU), ids=lambda plant: plant.__name__)
+def test_a_bug_in_the_mirror_is_noticed(plant):
+    assert any(is_noticed(Simulation(seed, plant=plant, has_gpu=True)) for seed in WITH_GPU)
 
 
 @pytest.mark.parametrize("name", HABIT_BUGS)

@@ -87,6 +87,8 @@ class ModelTier(TierModel):
 
 
 class TierModelFactory:
+    survives, flush_fault = True, ""
+
     def __init__(self) -> None:
         self._arena = Bytes()
         self._random = random.Random(1)
@@ -100,6 +102,9 @@ class TierModelFactory:
 
     def crash(self, tier: ModelTier) -> ModelTier:
         return self._open(tier.crash())
+
+    def units(self, tier: ModelTier) -> int:
+        return tier.extents * tier.extent_bytes // SLOT_UNIT
 
     def memory(self, slot: int, size: int) -> memoryview:
         return memoryview(self._arena.memory)[slot * SLOT_UNIT : slot * SLOT_UNIT + size]

@@ -262,7 +262,7 @@ def test_a_fault_is_the_loops_and_not_an_answer(with_server):
 
 
 def test_the_socket_is_its_owners_alone_and_goes_with_the_server(with_server, tmp_path):
-    path = tmp_path / "made" / "with a space and 100%41 signs" / "admin.sock"
+    path = tmp_path / "made" / "a b%41" / "admin.sock"
 
     async def work(served: Served) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -317,13 +317,18 @@ def test_it_says_that_it_is_well_and_what_it_offers(with_server):
     with_server(work)
 
 
+async def stopped_within_a_call(served: Served) -> tuple[Awaitable, Awaitable]:
+    """The call, which is slow, and the server's end, which waits for it."""
+    served.retention.is_slow = True
+    call = asyncio.ensure_future(served.admin.Forget(admin_pb2.ForgetRequest(session="chat")))
+    while served.retention.rows:
+        await asyncio.sleep(0.01)
+    return call, asyncio.ensure_future(served.service.stop(PATIENCE_S))
+
+
 def test_at_its_end_what_runs_may_finish_and_nothing_new_begins(with_server):
     async def work(served: Served) -> None:
-        served.retention.is_slow = True
-        call = asyncio.ensure_future(served.admin.Forget(admin_pb2.ForgetRequest(session="chat")))
-        while served.retention.rows:
-            await asyncio.sleep(0.01)
-        stopping = asyncio.ensure_future(served.service.stop(PATIENCE_S))
+        call, stopping = await stopped_within_a_call(served)
         await asyncio.sleep(0.1)
         assert not served.path.exists()
         served.retention.is_slow = False
@@ -336,11 +341,7 @@ def test_at_its_end_what_runs_may_finish_and_nothing_new_begins(with_server):
 
 def test_an_end_that_shall_wait_can_be_cut_short(with_server):
     async def work(served: Served) -> None:
-        served.retention.is_slow = True
-        call = asyncio.ensure_future(served.admin.Forget(admin_pb2.ForgetRequest(session="chat")))
-        while served.retention.rows:
-            await asyncio.sleep(0.01)
-        stopping = asyncio.ensure_future(served.service.stop(PATIENCE_S))
+        call, stopping = await stopped_within_a_call(served)
         await asyncio.sleep(0.05)
         await served.service.stop(None)
         await stopping

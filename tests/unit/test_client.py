@@ -55,7 +55,7 @@ class ClientPair:
         self.scheduler.poll(self.clock())
         self.worker.poll(self.clock())
         if (arena := self.worker.take_arena()) is not None:
-            os.close(arena[1])
+            os.close(arena.fd)
             self.worker.mapped(self.clock())
         if self.worker.draining:  # it never copies
             self.worker.hang_up(self.clock())
@@ -112,9 +112,10 @@ def test_an_engine_is_ready_when_all_its_workers_have_mapped_the_arena(kvtierd):
     eventually(lambda: scheduler.poll(1.0) or scheduler.generation)
     assert not scheduler.ready
     arena = eventually(lambda: worker.poll(1.0) or worker.take_arena())
-    assert (arena[0], arena[2]) == (scheduler.generation, 64 * 1024**2)
-    _native.Arena.attach(arena[1], arena[2]).close()
-    os.close(arena[1])
+    assert (arena.generation, arena.size) == (scheduler.generation, 64 * 1024**2)
+    assert (arena.gpu, arena.gpu_size, arena.gpu_uuid) == (b"", 0, b"")  # this daemon has no GPU tier
+    _native.Arena.attach(arena.fd, arena.size).close()
+    os.close(arena.fd)
     assert worker.take_arena() is None
     assert not scheduler.ready
     worker.mapped(1.0)

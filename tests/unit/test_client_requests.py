@@ -23,7 +23,7 @@ def scheduler(kvtierd: KVTierd) -> Iterator[SchedulerClient]:
     made, worker = SchedulerClient(kvtierd.socket, scheduler_hello(), 1), WorkerClient(kvtierd.socket, worker_hello())
     eventually(lambda: made.poll(1.0) or made.slots_at_hand)
     arena = eventually(lambda: worker.poll(1.0) or worker.take_arena())
-    os.close(arena[1])
+    os.close(arena.fd)
     worker.mapped(1.0)
     eventually(lambda: made.poll(1.0) or made.ready)
     yield made

@@ -122,7 +122,7 @@ def test_a_toml_file_has_one_table_a_subject():
 
 def test_a_setting_outside_a_table_is_kept_so_that_it_is_refused_by_name():
     assert parse_toml("capacity = 1", "f") == {"capacity": 1}
-    with pytest.raises(ConfigError, match=r"unknown setting 'capacity'; did you mean 'cpu\.capacity'"):
+    with pytest.raises(ConfigError, match=r"unknown setting 'capacity'; did you mean 'gpu\.capacity'"):
         Config(DAEMON, parse_toml("capacity = 1", "f"))
 
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from idle_world import OTHER_TENANT, TENANT
+from talk import CHAIN
 
 from kvtier import expecting as expecting_module
 from kvtier.expecting import RATIO_MAX, Expecting
@@ -23,7 +24,7 @@ class Desk:
         hints = Hints(session=name, tenant=tenant, tool=tool, expect_return_s=said_s, ttl_s=ttl_s)
         self._requests += 1
         request = ("a", str(self._requests))
-        session = self.sessions.begin(request, b"", 1, (65_536, 16, True), hints, 0.0).session
+        session = self.sessions.begin(request, b"", 1, CHAIN, hints, 0.0).session
         self.sessions.over(request, b"", 0.0)
         return session
 

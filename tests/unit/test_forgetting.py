@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from idle_world import BLOCK, ENGINE, OTHER_TENANT, TENANT, World, erased, keys, read, written
+from idle_world import BLOCK, ENGINE, OTHER_TENANT, TENANT, World, erased, keys, proof, read, written
 
 from kvtier import session as session_module
-from kvtier.transfer import Demote, Erase, Promote
+from kvtier.transfer import Demote, Erase, Promote, Transfer
 
 T, U = TENANT[:6].hex(), OTHER_TENANT[:6].hex()
 
@@ -18,15 +18,6 @@ def world() -> World:
 @pytest.fixture
 def deep() -> World:
     return World(drives=True)
-
-
-def proof(sessions: int, cpu: int, nvme: int = 0, kept: int = 0) -> dict[str, object]:
-    return {
-        "sessions": sessions,
-        "blocks": {"cpu": cpu, "nvme": nvme},
-        "bytes_zeroed": {"cpu": cpu * BLOCK, "nvme": nvme * BLOCK},
-        "shared_blocks_kept": kept,
-    }
 
 
 def through(world: World) -> list[dict[str, object]]:
@@ -48,6 +39,16 @@ def test_without_a_name_and_a_whole_tenant_nothing_is_forgotten(world, tenant):
     world.turn("abc", session="chat", tenant=bytes.fromhex("54ab54ab54ab") + bytes(10))
     assert world.forget("", tenant) == proof(0, 0)
     assert world.here("abc") == "abc"
+
+
+def test_what_a_forgotten_request_had_made_active_stands_again_where_another_session_wants_it(world):
+    world.turn("abc", session="stays")
+    stood = world.kinds("abc")
+    world.ask("asked", "abcd", session="goes")
+    assert world.kinds("abc") == ["active"] * 3
+    world.store.retention.forget("goes", "", world.now)
+    assert world.here("abc") == "abc"
+    assert world.kinds("abc") == stood
 
 
 def test_a_session_is_removed_and_its_slots_are_wiped_before_anybody_gets_them(world):
@@ -299,6 +300,74 @@ def test_a_block_that_is_being_read_is_wiped_and_erased(deep):
     assert erased(deep.run()) == 2
     assert deep.here("ab") == deep.below("ab") == ""
     assert len(through(deep)) == 1
+
+
+def written_and_out_of_ram(deep: World) -> list[Transfer]:
+    """Writes of a session that went on without c and d, and then had its time: they left RAM with what is before them."""
+    deep.turn("abcd", session="chat", tenant=TENANT, ttl_s=10.0)
+    orders = [order for order in deep.start() if isinstance(order, Demote)]
+    assert written(orders) == "abcd"
+    deep.turn("abx", session="chat", tenant=TENANT, ttl_s=10.0)
+    deep.wait(12.0)
+    assert deep.here("abcdx") == deep.below("abcdx") == ""
+    return orders
+
+
+@pytest.mark.parametrize("whose", [("chat", ""), ("", T), ("chat", T)])
+def test_what_is_being_written_is_found_though_it_has_left_ram(deep, whose):
+    orders = written_and_out_of_ram(deep)
+    deep.store.retention.forget(*whose, deep.now)
+    assert through(deep) == []
+    deep.finish(orders)
+    assert deep.below("abcd") == ""
+    assert through(deep) == []
+    assert erased(deep.run()) == 4
+    assert through(deep) == [proof(1, 0, 4)]
+
+
+def test_whoever_wishes_it_twice_hears_of_it_twice_when_it_is_done(deep):
+    orders = written_and_out_of_ram(deep)
+    deep.store.retention.forget("chat", "", deep.now)
+    deep.store.retention.forget("", T, deep.now)
+    deep.finish(orders)
+    assert through(deep) == []
+    deep.run()
+    assert through(deep) == [proof(1, 0, 4), proof(0, 0, 4)]
+
+
+@pytest.mark.parametrize("whose", [("other", ""), ("", U), ("chat", U)])
+def test_what_is_being_written_of_others_is_written_to_the_end(deep, whose):
+    orders = written_and_out_of_ram(deep)
+    assert deep.forget(*whose) == proof(0, 0)
+    deep.finish(orders)
+    assert deep.below("abcd") == "abcd"
+
+
+def test_so_is_what_somebody_else_has_by_now(deep):
+    orders = written_and_out_of_ram(deep)
+    deep.turn("abcd", session="other")
+    assert deep.forget("", T) == proof(1, 0, kept=2)
+    deep.finish(orders)
+    assert deep.below("abcd") == "abcd"
+
+
+@pytest.mark.parametrize("whose", [("chat", ""), ("", T)])
+def test_what_is_being_read_is_wiped_though_its_session_went_on_without_it(deep, whose):
+    deep.turn("abcd", session="chat", tenant=TENANT)
+    deep.turn("abz", session="other")
+    deep.run()
+    deep.turn("abx", session="chat", tenant=TENANT)
+    deep.run()
+    deep.push_out("cd")
+    assert deep.store.lookup(ENGINE, 99, keys("abcd"), 0, deep.now) is None
+    orders = [order for order in deep.start() if isinstance(order, Promote)]
+    assert read(orders) == "cd"
+    deep.store.retention.forget(*whose, deep.now)
+    deep.finish(orders)
+    assert deep.here("abcdxz") == "abz"
+    assert {order.slot for order in orders} < {slot for slot, _ in deep.store.ram.to_wipe}
+    assert erased(deep.run()) == 3
+    assert through(deep) == [proof(1, 1, 3, kept=2)]
 
 
 def test_what_others_share_stays_below_too(deep):

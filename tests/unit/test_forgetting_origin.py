@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from idle_world import BLOCK, ENGINE, OTHER_TENANT, RED, TENANT, World, key, keys, letters
+from idle_world import BLOCK, ENGINE, OTHER_TENANT, RED, TENANT, World, key, keys, letters, proof
 
 from kvtier.admission import Budget
 from kvtier.decision import Ask
@@ -18,15 +18,6 @@ T = TENANT[:6].hex()
 @pytest.fixture
 def deep() -> World:
     return World(drives=True)
-
-
-def proof(sessions: int, cpu: int, nvme: int = 0, kept: int = 0) -> dict[str, object]:
-    return {
-        "sessions": sessions,
-        "blocks": {"cpu": cpu, "nvme": nvme},
-        "bytes_zeroed": {"cpu": cpu * BLOCK, "nvme": nvme * BLOCK},
-        "shared_blocks_kept": kept,
-    }
 
 
 def saved_before_a_restart(*turns: dict) -> World:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvtier.block import Kind
 from kvtier.errors import ProtocolError
-from kvtier.leases import Kind
 from kvtier.lending import Engine, Lending
 from kvtier.ram import Ram
 from kvtier.ranking import Lru

@@ -14,7 +14,6 @@ from kvtier.ranking import Lru
 
 def test_nothing_goes_of_nothing():
     assert victim(lru()) is None
-    assert lru().least_worth(SIZE, anything, NOW) == float("inf")
 
 
 def test_blocks_go_in_the_order_they_came():
@@ -84,14 +83,14 @@ def test_a_block_attached_later_protects_its_parent_from_then_on():
 def test_children_of_what_is_removed_have_no_parent_any_more():
     policy = made(Lru(), (1, NONE, 1), (2, 1, 1), (3, 1, 1))
     policy.remove(1, key(1))
-    assert [policy.parent(slot) for slot in (2, 3)] == [NONE, NONE]
+    assert [policy.root(slot) for slot in (2, 3)] == [2, 3]
     add(policy, 1)
     assert policy.children(1) == []
 
 
 def test_the_family_of_a_block_is_known():
     policy = made(Lru(), (1, NONE, 1), (2, 1, 1), (3, 2, 1), (4, 2, 1))
-    assert (policy.root(4), policy.root(1), policy.parent(3)) == (1, 1, 2)
+    assert (policy.root(4), policy.root(1)) == (1, 1)
     assert sorted(policy.children(2)) == [3, 4]
     below = policy.subtree(1)
     assert sorted(below) == [1, 2, 3, 4] and below[2:] == [2, 1]
@@ -187,9 +186,9 @@ def test_worths_are_looked_up_anew_after_a_while_and_not_before():
 
 def test_the_worth_of_who_goes_next_is_told_of_those_who_may():
     policy = made(Wanted(), (1, NONE, 3), (2, NONE, 5))
-    assert policy.least_worth(SIZE, lambda slot: True, NOW) == 3.0
+    assert policy.worth(victim(policy)) == 3.0
     policy.remove(1, key(1))
-    assert policy.least_worth(SIZE, lambda slot: True, NOW) == 5.0
+    assert policy.worth(victim(policy)) == 5.0
 
 
 # --- those that may not go ----------------------------------------------------------------------------------------

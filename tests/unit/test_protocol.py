@@ -16,8 +16,8 @@ from kvtier.errors import CODES, FrameError, ProtocolError
 HELLO = protocol.Hello(protocol.VERSION, protocol.SCHEDULER, "engine", b"n" * 32, 1 << 20, 128, 64)
 ONE_OF_EACH = [
     HELLO,
-    protocol.Welcome(protocol.VERSION, 7, 1 << 30, b"s" * 32, 64, b"w" * 32),
-    protocol.Mapped(),
+    protocol.Welcome(protocol.VERSION, 7, 1 << 30, b"s" * 32, 64, b"w" * 32, b"g" * 64, 1 << 31, b"u" * 16),
+    protocol.Mapped(1 << 30, 1, "batch"),
     protocol.Workers(2),
     protocol.Lookup(1, b"k" * 32, 1, "request", 300, 128, 5_000, b"w" * 16),
     protocol.Found(1, b"\1\0\0\0\xff\xff\xff\xff"),
@@ -195,6 +195,8 @@ ENTRY_BYTES = {
     "witness": KEY_BYTES,
     "tenant": KEY_BYTES,
     "witness_secret": SECRET_BYTES,
+    "gpu": 64,
+    "gpu_uuid": 16,
 }
 
 
@@ -234,12 +236,26 @@ def test_more_keys_or_slots_than_the_limit_are_too_many(name):
 def test_a_witness_or_a_tenant_is_one_key_or_none():
     lookup = protocol.Lookup(1, b"k" * 16, witness=b"w" * 16)
     assert hear(changed(lookup, "witness", b"")) == [protocol.Lookup(1, b"k" * 16)]
-    with pytest.raises(FrameError, match=r"Lookup\.witness is no single key"):
+    with pytest.raises(FrameError, match=r"Lookup\.witness is more than one"):
         hear(changed(lookup, "witness", b"w" * 32))
     begin = protocol.Begin("request", tenant=b"t" * 16)
     assert hear(changed(begin, "tenant", b"")) == [protocol.Begin("request")]
-    with pytest.raises(FrameError, match=r"Begin\.tenant is no single key"):
+    with pytest.raises(FrameError, match=r"Begin\.tenant is more than one"):
         hear(changed(begin, "tenant", b"t" * 32))
+
+
+def test_the_gpu_tiers_memory_has_one_handle_and_lies_on_one_device():
+    welcome = protocol.Welcome(protocol.VERSION, 7, 1 << 30, b"", 0, b"", b"g" * 64, 1 << 31, b"u" * 16)
+    assert hear(protocol.encode(welcome)) == [welcome]
+    for name, value in (("gpu", bytes(128)), ("gpu_uuid", bytes(32))):
+        with pytest.raises(FrameError, match=rf"Welcome\.{name} is more than one"):
+            hear(changed(welcome, name, value))
+
+
+def test_a_worker_copies_in_a_way_that_there_is():
+    assert hear(changed(protocol.Mapped(), "copies", "kernel")) == [protocol.Mapped(copies="kernel")]
+    with pytest.raises(FrameError, match=r"Mapped\.copies is none of memcpy, batch, async, kernel"):
+        hear(changed(protocol.Mapped(), "copies", "\x1b[31m"))
 
 
 def test_a_request_about_which_nothing_more_is_known_takes_no_more_than_before():

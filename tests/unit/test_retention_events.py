@@ -168,13 +168,15 @@ class Life:
 
     def gone(self, session: str, tenant: str, kept: set[str], proof: dict) -> None:
         """Nothing of it is anywhere, but what others had, or came since."""
-        ram, extents, kept = self.world.store.ram, self.world.store.lower.extents, kept | self.having()
+        ram, lower, kept = self.world.store.ram, self.world.store.lower, kept | self.having()
         assert proof["bytes_zeroed"] == {tier: n * BLOCK for tier, n in proof["blocks"].items()}
         tags = session_tag(session), bytes.fromhex(tenant).ljust(8, b"\0") if tenant else b""
         if session or tenant:
             assert all(name(ram.index.key(slot)) in kept for slot in ram.of_origin(*tags))
-            places = extents.of_origin(*tags).tolist()
-            assert all(name(extents.key(at)) in kept if extents.holds(at) else kept for at in places)
+            places, extents = lower.of_origin(*tags), lower.extents
+            is_left = kept or self.tickets  # what came since may have been forgotten by another ticket
+            assert all(name(extents.key(at)) in kept if extents.holds(at) else is_left for at in places)
+            assert all(name(key) in kept or self.tickets for key in lower.moving_of_origin(*tags))
 
 
 def name(key: bytes) -> str:
