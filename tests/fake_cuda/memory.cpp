@@ -63,10 +63,11 @@ std::string shown(Extent extent) {
 }
 
 // A copy whose turn has come must find what it found when it was called.
-void check_still_there(Extent extent, Place before) {
+void check_still_there(const Context& context, Extent extent, Place before) {
   const Lock lock(world().mutex);
+  if (context.dying) return;  // nothing is written any more, and memory may go
   const Place now = place_of(extent);
-  if (now == Place::kFreed) die("a copy touches freed device memory: " + shown(extent));
+  if (now == Place::kFreed) die("a copy touches freed memory: " + shown(extent));
   if (before == Place::kPinned && now != Place::kPinned)
     die("a copy touches host memory that was unregistered under it: " + shown(extent));
 }
@@ -80,8 +81,8 @@ struct PlacedCopy {
 void carry_out(Context& context, const PlacedCopy& placed, Random& random) {
   if (context.dying) return;
   const CopyOf& copy = placed.copy;
-  check_still_there({copy.target, copy.size}, placed.target);
-  if (!placed.early) check_still_there({copy.source, copy.size}, placed.source);
+  check_still_there(context, {copy.target, copy.size}, placed.target);
+  if (!placed.early) check_still_there(context, {copy.source, copy.size}, placed.source);
   const Address source = placed.early ? reinterpret_cast<Address>(placed.early->data()) : copy.source;
   copy_in_pieces(context, copy.target, source, copy.size, random);
 }
@@ -89,7 +90,7 @@ void carry_out(Context& context, const PlacedCopy& placed, Random& random) {
 }  // namespace
 
 void die(const std::string& why) {
-  std::fprintf(stderr, "fake_cuda: %s\n", why.c_str());
+  std::fprintf(stderr, "fake_cuda: %s (seed %ld)\n", why.c_str(), settings().seed.load());
   std::abort();
 }
 
@@ -117,7 +118,7 @@ Result copy_async(Stream& stream, std::vector<CopyOf> copies, SourceOrder order,
     if (copy.target == 0 || copy.source == 0 || copy.size > ~copy.source || copy.size > ~copy.target) return kInvalidValue;
     PlacedCopy one{copy, place_of({copy.target, copy.size}), place_of({copy.source, copy.size}), nullptr};
     for (const Place place : {one.target, one.source}) {
-      if (place == Place::kFreed) die("a copy is asked for in freed device memory: " + shown({copy.source, copy.size}));
+      if (place == Place::kFreed) die("a copy is asked for in freed memory: " + shown({copy.source, copy.size}));
       if (place == Place::kStraddles) return kInvalidValue;
       pageable |= place == Place::kPageable;
     }
@@ -147,11 +148,11 @@ Result copy_async(Stream& stream, std::vector<CopyOf> copies, SourceOrder order,
 Result set_async(Stream& stream, Address target, unsigned char byte, std::uint64_t size) {
   if (size == 0) return kSuccess;
   const Place place = place_of({target, size});
-  if (place == Place::kFreed) die("freed device memory is to be set: " + shown({target, size}));
+  if (place == Place::kFreed) die("freed memory is to be set: " + shown({target, size}));
   if (place != Place::kDevice && place != Place::kPinned) return kInvalidValue;
   Context& context = *stream.context;
   const auto run = [=, &context](Random& random) {
-    check_still_there({target, size}, place);
+    check_still_there(context, {target, size}, place);
     write_in_pieces(context, size, random, [&](std::uint64_t begin, std::uint64_t bytes) {
       std::memset(reinterpret_cast<void*>(target + begin), byte, bytes);
     });
@@ -166,7 +167,7 @@ namespace {
 bool kernel_may_touch(const Context& context, Extent extent) {
   int device = -1;
   const Place place = place_of(extent, &device);
-  if (place == Place::kFreed) die("a kernel touches freed device memory: " + shown(extent));
+  if (place == Place::kFreed) die("a kernel touches freed memory: " + shown(extent));
   return place == Place::kDevice ? device == context.device : place == Place::kPinned && settings().host_pointer_usable;
 }
 
@@ -179,6 +180,7 @@ bool kernel_copies(Context& context, Address table, std::uint32_t index, Random&
   Row entry{};
   {
     const Lock lock(world().mutex);
+    if (context.dying) return true;
     const Address at = table + index * sizeof entry;
     if (!kernel_may_touch(context, {at, sizeof entry})) return false;
     std::memcpy(&entry, reinterpret_cast<const void*>(at), sizeof entry);  // now, not when the kernel was launched

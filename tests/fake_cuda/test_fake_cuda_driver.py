@@ -325,7 +325,7 @@ def test_a_copy_that_touches_freed_memory_ends_the_program(library):
         "cuda.must('cuStreamSynchronize', stream)",
     )
     assert said.returncode == -6
-    assert "fake_cuda: a copy touches freed device memory" in said.stderr
+    assert "fake_cuda: a copy touches freed memory" in said.stderr
 
 
 def test_an_error_that_breaks_the_context_is_what_every_call_answers(cuda):
