@@ -27,23 +27,25 @@ CudaStream::CudaStream(const Device& device, bool low_priority) : driver_(device
 CudaChannel::CudaChannel(const Device& device, const std::string& path, std::uint64_t page_bytes, bool low_priority)
     : driver(device.driver()), stream(device, low_priority),
       choice(choose_path(device, stream.get(), path, page_bytes)), timed(event_pool(driver, CU_EVENT_DEFAULT)),
-      untimed(event_pool(driver, CU_EVENT_DISABLE_TIMING)), drained(untimed.take()) {
+      untimed(event_pool(driver, CU_EVENT_DISABLE_TIMING)), drained(untimed.take()), in_background(low_priority) {
   for (Events::Lease& event : piece_ends) event = untimed.take();
   piece.reserve(kStretchesPerCall);
 }
 
 bool CudaChannel::has_room() const {
-  if (paced_pieces < kPiecesInFlight) return true;  // an event that was never recorded would look over
-  const CUresult result = driver.cuEventQuery(piece_ends[paced_pieces % kPiecesInFlight].get());
+  if (begun > 0 || pieces < kPiecesInFlight) return true;  // an event that was never recorded would look over
+  const CUresult result = driver.cuEventQuery(piece_ends[pieces % kPiecesInFlight].get());
   if (result == CUDA_ERROR_NOT_READY) return false;
   if (result != CUDA_SUCCESS) throw CudaError(driver.message(driver.cuEventQuery.symbol, result), result);
   return true;
 }
 
-void CudaChannel::end_piece(std::uint64_t bytes) {
-  pacer.spend(bytes);
-  driver.must(driver.cuEventRecord, piece_ends[paced_pieces % kPiecesInFlight].get(), stream.get());
-  ++paced_pieces;
+void CudaChannel::put(std::uint64_t bytes, std::uint64_t piece_bytes) {
+  begun += bytes;
+  if (begun < piece_bytes) return;
+  driver.must(driver.cuEventRecord, piece_ends[pieces % kPiecesInFlight].get(), stream.get());
+  begun = 0;
+  ++pieces;
 }
 
 // A dead context fails every call: one call that fails doesn't prove it.

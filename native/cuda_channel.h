@@ -16,7 +16,10 @@ namespace kvtier {
 
 using Events = Pool<CUevent>;
 
-inline constexpr std::size_t kPiecesInFlight = 2;  // while copies are paced
+inline constexpr std::size_t kPiecesInFlight = 2;  // where pieces are limited
+inline constexpr std::uint64_t kPacePiece = std::uint64_t{8} << 20;  // while copies are paced
+// Of copies in the background: what is in the stream can't be slowed down any more, nor does the driver take any number.
+inline constexpr std::uint64_t kBackgroundPiece = std::uint64_t{32} << 20;
 inline constexpr std::chrono::microseconds kLook{100};  // between two looks at an event
 
 // Pieces go on credit: the next one when the last is paid off. What isn't spent is not saved up.
@@ -56,9 +59,18 @@ struct CudaChannel {
   // Throws as choose_path() does.
   CudaChannel(const Device& device, const std::string& path, std::uint64_t page_bytes, bool low_priority);
 
-  // Whether fewer than kPiecesInFlight paced pieces are on their way. Throws CudaError.
+  // Whether the piece that was begun may go on, or a new one may begin: fewer than kPiecesInFlight are on their way.
+  // Throws CudaError.
   bool has_room() const;
-  void end_piece(std::uint64_t bytes);
+
+  // How much of a piece of this size is still to come.
+  std::uint64_t room_in(std::uint64_t piece_bytes) const {
+    return piece_bytes > begun ? piece_bytes - begun : piece_bytes;
+  }
+
+  // So much was put into the stream. What was put there one after the other, perhaps by several jobs, is one piece, as
+  // soon as it has `piece_bytes`.
+  void put(std::uint64_t bytes, std::uint64_t piece_bytes);
 
   // Returns when the stream is empty, or with an error when the context is dead, and nothing is written any more.
   CUresult drain() const noexcept;
@@ -70,10 +82,12 @@ struct CudaChannel {
   Events untimed;
   const Events::Lease drained;
 
+  const bool in_background;
   Pacer pacer;
   std::vector<Stretch> piece;
   std::array<Events::Lease, kPiecesInFlight> piece_ends;
-  std::uint64_t paced_pieces = 0;
+  std::uint64_t pieces = 0;  // that have ended
+  std::uint64_t begun = 0;   // bytes of the one that hasn't
 };
 
 }  // namespace kvtier

@@ -64,7 +64,7 @@ struct CudaCopier::Shared {
   void finish(std::size_t at, double seconds) noexcept;
   void issue_next(std::unique_lock<std::mutex>& lock) noexcept;
   void issue(Job& job);
-  bool await_turn();
+  std::uint64_t await_turn();
   void settle(std::unique_lock<std::mutex>& lock) noexcept;
   void release() noexcept;
 
@@ -154,24 +154,25 @@ void CudaCopier::Shared::issue(Job& job) {
   if (job.after) driver.must(driver.cuStreamWaitEvent, stream, job.after.get(), 0u);
   driver.must(driver.cuEventRecord, job.start.get(), stream);
   for (Cutter cutter(job.stretches); !cutter.at_end();) {
-    const bool paced = await_turn();
-    const std::uint64_t bytes = cutter.cut(paced ? kPacePiece : kNoLimit, channel->piece);
+    const std::uint64_t piece_bytes = await_turn();
+    const std::uint64_t bytes = cutter.cut(channel->room_in(piece_bytes), channel->piece);
     channel->choice.path->issue(channel->piece, stream, job.tables);
-    if (paced) channel->end_piece(bytes);
+    if (piece_bytes == kPacePiece) channel->pacer.spend(bytes);
+    channel->put(bytes, piece_bytes);
   }
   driver.must(driver.cuEventRecord, job.done.get(), stream);
 }
 
-// Returns when the next piece may go, and whether a limit is set.
-bool CudaCopier::Shared::await_turn() {
+// Returns when something may be put into the stream: how many bytes a piece has now.
+std::uint64_t CudaCopier::Shared::await_turn() {
   std::unique_lock lock(mutex);
-  while (bytes_per_s > 0 && !closing) {
+  while (!closing && (bytes_per_s > 0 || channel->in_background)) {
     if (trouble) settle(lock);
-    const Seconds delay = channel->pacer.delay(bytes_per_s, Clock::now());
-    if (delay.count() <= 0 && channel->has_room()) return true;
+    const Seconds delay = bytes_per_s > 0 ? channel->pacer.delay(bytes_per_s, Clock::now()) : Seconds(0);
+    if (delay.count() <= 0 && channel->has_room()) return bytes_per_s > 0 ? kPacePiece : kBackgroundPiece;
     wake.wait_for(lock, std::clamp(delay, Seconds(kLook), kNap));
   }
-  return false;
+  return kNoLimit;
 }
 
 // Finishes the jobs that failed, once nothing of them can be written any more. The mutex is let go meanwhile.

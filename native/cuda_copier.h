@@ -19,8 +19,6 @@
 
 namespace kvtier {
 
-inline constexpr std::uint64_t kPacePiece = std::uint64_t{8} << 20;
-
 // Either side of a fragment may be device memory of any GPU, or host memory, which should be registered: what isn't is
 // copied slowly, and kills the context where the kernel copies it. Jobs are issued in the order of submission.
 class CudaCopier final : public CopyBackend {
@@ -28,7 +26,7 @@ class CudaCopier final : public CopyBackend {
   struct Options {
     std::string path = "auto";         // or "batch", "async", "kernel"
     std::uint64_t page_bytes = 32768;  // what the probe copies: a typical fragment
-    bool low_priority = false;         // of the stream: where copies and kernels compete, these go last
+    bool low_priority = false;         // copies in the background: of the stream's priority, and a piece after the other
   };
 
   // Takes some ms for the probe. Throws std::invalid_argument (no usable driver, no such device, a path that can't be
@@ -47,7 +45,8 @@ class CudaCopier final : public CopyBackend {
   std::size_t pending() const override;
   void close() override;
 
-  // From the next piece on at most so many bytes a second; 0: no limit. What is in the stream already stays there.
+  // From the next piece on at most so many bytes a second; 0: no limit. What is in the stream already stays there: of
+  // copies in the background, that is little.
   void pace(std::uint64_t bytes_per_s);
 
   const std::string& path() const { return path_; }

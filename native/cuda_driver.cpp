@@ -106,9 +106,11 @@ bool Device::forked() const { return getpid() != owner_; }
 
 Current::Current(const Device& device) : driver_(device.driver()) {
   driver_.must(driver_.cuCtxPushCurrent, device.context());
+  static_cast<void>(driver_.cuThreadExchangeStreamCaptureMode(&capture_mode_));  // fails only where all the rest does
 }
 
 Current::~Current() {
+  static_cast<void>(driver_.cuThreadExchangeStreamCaptureMode(&capture_mode_));
   CUcontext popped = nullptr;
   static_cast<void>(driver_.cuCtxPopCurrent(&popped));
 }

@@ -56,12 +56,14 @@ inline constexpr unsigned CU_MEMHOSTALLOC_DEVICEMAP = 2;
 inline constexpr unsigned CU_MEMHOSTREGISTER_PORTABLE = 1;
 inline constexpr unsigned CU_MEMHOSTREGISTER_DEVICEMAP = 2;
 inline constexpr unsigned CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS = 1;
+inline constexpr int CU_STREAM_CAPTURE_MODE_RELAXED = 2;
 inline constexpr int CU_MEMCPY_SRC_ACCESS_ORDER_STREAM = 1;
 inline constexpr int CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM = 91;
 
 // Host memory is registered in ranges that end at multiples of this address, and no copy crosses one: the driver
-// refuses a copy that begins in one registered range and ends in another.
-inline constexpr std::uint64_t kPinPiece = std::uint64_t{4} << 30;
+// refuses a copy that begins in one registered range and ends in another. While it registers a range (a tenth of a
+// second a GiB of small pages) it lets nobody else in, and so the engine can't launch: the ranges are small.
+inline constexpr std::uint64_t kPinPiece = std::uint64_t{256} << 20;
 
 // X(member, symbol, required?, parameters). The symbol is the exact version whose signature stands beside it.
 // The two shapes of the batched copy: 12.8's says which copy failed, 13's doesn't.
@@ -81,6 +83,7 @@ inline constexpr std::uint64_t kPinPiece = std::uint64_t{4} << 30;
   X(cuDevicePrimaryCtxRelease, "cuDevicePrimaryCtxRelease_v2", true, CUdevice)                                        \
   X(cuCtxPushCurrent, "cuCtxPushCurrent_v2", true, CUcontext)                                                         \
   X(cuCtxPopCurrent, "cuCtxPopCurrent_v2", true, CUcontext*)                                                          \
+  X(cuThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode", true, int*)                               \
   X(cuCtxGetStreamPriorityRange, "cuCtxGetStreamPriorityRange", true, int*, int*)                                     \
   X(cuStreamCreateWithPriority, "cuStreamCreateWithPriority", true, CUstream*, unsigned, int)                         \
   X(cuStreamDestroy, "cuStreamDestroy_v2", true, CUstream)                                                            \
@@ -202,7 +205,9 @@ class Device {
   const int owner_;
 };
 
-// While one of these lives, the device's context is current on this thread. Throws CudaError.
+// While one of these lives, the device's context is current on this thread, and the thread's mode of capture is
+// relaxed: to allocate, to register or to ask an event would else fail while another thread captures a CUDA graph, as
+// engines do when they start, and break that capture, too. Throws CudaError.
 class Current {
  public:
   explicit Current(const Device& device);
@@ -212,6 +217,7 @@ class Current {
 
  private:
   const CudaDriver& driver_;
+  int capture_mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;  // after the exchange: the one before
 };
 
 }  // namespace kvtier

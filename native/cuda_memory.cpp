@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <stdexcept>
 #include <utility>
@@ -16,6 +17,9 @@ namespace {
 
 constexpr CUresult kOperatingSystem = 304;    // CUDA_ERROR_OPERATING_SYSTEM: a system call failed
 constexpr CUresult kAlreadyRegistered = 712;  // CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
+
+// Between two pieces: whoever waits for the driver's lock gets it. A lock that is taken again at once he would miss.
+constexpr std::chrono::milliseconds kPinPause{1};
 
 double gib(std::uint64_t bytes) { return static_cast<double>(bytes) / (1u << 30); }
 
@@ -106,6 +110,7 @@ void CudaPin::register_pieces() {
       throw CudaError(driver.message(driver.cuMemHostRegister.symbol, result), result);
     pinned_ += size;
     at += size;
+    std::this_thread::sleep_for(kPinPause);
   }
 }
 

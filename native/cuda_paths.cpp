@@ -17,6 +17,12 @@ constexpr std::uint64_t kKernelRow = std::uint64_t{64} << 10;  // its blocks sha
 
 const std::vector<std::string> kPaths = {"batch", "async", "kernel"};
 
+// cuMemcpyAsync finds out what an address means; a batch and a kernel take it as it is.
+void require_host_addresses(const Device& device) {
+  if (device.attribute(CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM) == 0)
+    throw std::runtime_error("this GPU can't use the addresses of registered host memory");
+}
+
 // Two allocations may touch, and no copy may leave its own. Large ones begin at multiples of 2 MiB, where nothing is
 // joined: 2 MiB are long enough for the link.
 constexpr std::uint64_t kAllocationStep = std::uint64_t{2} << 20;
@@ -44,9 +50,10 @@ class AsyncPath final : public CopyPath {
 
 class BatchPath final : public CopyPath {
  public:
-  explicit BatchPath(const CudaDriver& driver) : driver_(driver) {
-    if (!driver.cuMemcpyBatchAsync && !driver.cuMemcpyBatchAsyncFailing)
-      throw std::runtime_error(std::string("the driver lacks ") + driver.cuMemcpyBatchAsync.symbol);
+  explicit BatchPath(const Device& device) : driver_(device.driver()) {
+    if (!driver_.cuMemcpyBatchAsync && !driver_.cuMemcpyBatchAsyncFailing)
+      throw std::runtime_error(std::string("the driver lacks ") + driver_.cuMemcpyBatchAsync.symbol);
+    require_host_addresses(device);
     for (auto* const column : {&targets_, &sources_, &sizes_}) column->reserve(kStretchesPerCall);
   }
   const char* name() const override { return "batch"; }
@@ -84,8 +91,7 @@ class KernelPath final : public CopyPath {
       : driver_(device.driver()),
         tables_([this] { return new_table(); },
                 [this](Stretch* table) { static_cast<void>(driver_.cuMemFreeHost(table)); }) {
-    if (device.attribute(CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM) == 0)
-      throw std::runtime_error("this GPU can't use the addresses of registered host memory");
+    require_host_addresses(device);
     for (const auto& [symbol, there] :
          {std::pair{driver_.cuModuleLoadData.symbol, static_cast<bool>(driver_.cuModuleLoadData)},
           std::pair{driver_.cuModuleUnload.symbol, static_cast<bool>(driver_.cuModuleUnload)},
@@ -137,7 +143,7 @@ class KernelPath final : public CopyPath {
 
 // Throws std::runtime_error with the reason why it can't be had.
 std::unique_ptr<CopyPath> made(const Device& device, const std::string& name) {
-  if (name == "batch") return std::make_unique<BatchPath>(device.driver());
+  if (name == "batch") return std::make_unique<BatchPath>(device);
   if (name == "async") return std::make_unique<AsyncPath>(device.driver());
   return std::make_unique<KernelPath>(device);
 }

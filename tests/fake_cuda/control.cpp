@@ -4,6 +4,7 @@
 // fake_cuda_set:
 //   a setting            seed max_delay_us devices version memory_limit lockable_limit register_delay_us
 //                        host_pointer_usable (0: a kernel reaches registered memory by no host address)
+//                        capturing (1: a thread of somebody else captures a graph, in the global mode)
 //   fail_in_stream n     the n-th copy from now on breaks the context when it is done (fail_in_stream_code: with what)
 //   plant:NAME 0|1       see kPlantNames
 //   fail_code:SYMBOL c   what fail_at answers (999). Errors that break a context do
@@ -12,7 +13,7 @@
 //   engine_stream h, hold h, let_go h, poison CODE (the contexts of all devices)
 // fake_cuda_get: a setting; live_streams live_events live_allocations live_host_allocations live_registrations
 //   live_contexts live_ipc_maps live_modules live_threads; current (contexts pushed and not popped, on all threads);
-//   device_bytes locked_bytes; errors pageable_copies leaked_at_reset; calls:SYMBOL
+//   device_bytes locked_bytes; errors pageable_copies leaked_at_reset captures_broken; calls:SYMBOL
 // fake_cuda_reset: everything is forgotten, settings too, but cuInit. No thread may be in the driver.
 #include <algorithm>
 #include <cstring>
@@ -43,6 +44,7 @@ std::atomic<long>* setting(std::string_view name) {
       {"host_pointer_usable", &all.host_pointer_usable},
       {"fail_in_stream", &all.fail_in_stream},
       {"fail_in_stream_code", &all.fail_in_stream_code},
+      {"capturing", &all.capturing},
   };
   for (const auto& [known_name, value] : known)
     if (name == known_name) return value;
@@ -103,6 +105,7 @@ long count(const std::string& name) {
   if (name == "errors") return all.errors;
   if (name == "pageable_copies") return all.pageable_copies;
   if (name == "leaked_at_reset") return all.leaked_at_reset;
+  if (name == "captures_broken") return all.captures_broken;
   long contexts = 0, bytes = 0;
   for (const Context& context : all.contexts) {
     contexts += context.retained;
@@ -128,6 +131,11 @@ World& world() {
 std::vector<Context*>& current_contexts() {
   static thread_local std::vector<Context*> stack;
   return stack;
+}
+
+int& capture_mode() {
+  static thread_local int mode = 0;
+  return mode;
 }
 
 bool is_sticky(Result code) {
@@ -213,12 +221,13 @@ extern "C" __attribute__((visibility("default"))) void fake_cuda_reset() {
   all.symbols.clear();
   for (Context& context : all.contexts) context.retained = 0, context.handle = 0;
   all.streams_begun = all.events_created = 0;
-  all.errors = all.pageable_copies = all.leaked_at_reset = all.current = 0;
+  all.errors = all.pageable_copies = all.leaked_at_reset = all.current = all.captures_broken = 0;
   current_contexts().clear();
   for (auto& plant : settings().plants) plant = false;
   const Settings fresh;
-  for (const char* name : {"seed", "max_delay_us", "devices", "version", "memory_limit", "lockable_limit",
-                           "register_delay_us", "host_pointer_usable", "fail_in_stream", "fail_in_stream_code"}) {
+  for (const char* name :
+       {"seed", "max_delay_us", "devices", "version", "memory_limit", "lockable_limit", "register_delay_us",
+        "host_pointer_usable", "fail_in_stream", "fail_in_stream_code", "capturing"}) {
     std::atomic<long>* const now = setting(name);
     const auto offset = reinterpret_cast<const char*>(now) - reinterpret_cast<const char*>(&settings());
     *now = reinterpret_cast<const std::atomic<long>*>(reinterpret_cast<const char*>(&fresh) + offset)->load();

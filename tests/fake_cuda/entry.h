@@ -1,6 +1,7 @@
 // What all entry points share: how a call is counted, refused, or made to fail.
 #pragma once
 
+#include <string_view>
 #include <utility>
 
 #include "fake_cuda.h"
@@ -19,6 +20,7 @@ enum Needs {
 bool is_forked();  // a driver does not survive that
 inline Context& current() { return *current_contexts().back(); }
 Result refusal(Needs needs);  // why a call is refused before it is looked at
+bool breaks_capture(std::string_view name);  // whether the call, from this thread, breaks the capture of another one
 
 inline Result counted(Result result) {
   if (result != kSuccess && result != kNotReady) ++world().errors;
@@ -44,6 +46,10 @@ Result entered(const char* name, Needs needs, Body body, bool queues = false) {
   Symbol& symbol = world().symbols[name];
   ++symbol.calls;
   if (const Result refused = refusal(needs); refused != kSuccess) return counted(refused);
+  if (settings().capturing != 0 && breaks_capture(name)) {
+    ++world().captures_broken;
+    return counted(kCapturing);
+  }
   if (symbol.fails_now()) return fail(symbol, queues, body, lock);
   Context* const context = current_contexts().empty() ? nullptr : &current();
   const Result result = body(lock);

@@ -55,6 +55,7 @@ constexpr Error kErrors[] = {
     {kNotReady, "CUDA_ERROR_NOT_READY", "device not ready"},
     {kIllegalAddress, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
     {kContextDestroyed, "CUDA_ERROR_CONTEXT_IS_DESTROYED", "context is destroyed"},
+    {kCapturing, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
     {kAlreadyRegistered, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED", "part or all of the memory is registered already"},
     {kNotRegistered, "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED", "the memory was not registered"},
     {kLaunchFailed, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
@@ -78,6 +79,13 @@ Result fake::refusal(Needs needs) {
   if (current_contexts().empty()) return kInvalidContext;
   if (current().retained == 0) return kContextDestroyed;
   return needs == kContext ? current().error : kSuccess;
+}
+
+bool fake::breaks_capture(std::string_view name) {
+  static constexpr std::string_view unsafe[] = {
+      "cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost", "cuMemHostRegister_v2", "cuMemHostUnregister",
+      "cuEventQuery", "cuStreamSynchronize", "cuModuleLoadData", "cuIpcOpenMemHandle_v2", "cuIpcCloseMemHandle"};
+  return capture_mode() == 0 && std::find(std::begin(unsafe), std::end(unsafe), name) != std::end(unsafe);
 }
 
 // --- the driver and its devices ----------------------------------------------------------------------------------
@@ -202,6 +210,14 @@ API cuCtxPopCurrent_v2(Handle* handle) {
     if (handle != nullptr) *handle = current().handle;
     current_contexts().pop_back();
     --world().current;
+    return kSuccess;
+  });
+}
+
+API cuThreadExchangeStreamCaptureMode(int* mode) {
+  return entered("cuThreadExchangeStreamCaptureMode", kInit, [&](Lock&) {
+    if (mode == nullptr || *mode < 0 || *mode > 2) return kInvalidValue;
+    std::swap(capture_mode(), *mode);
     return kSuccess;
   });
 }

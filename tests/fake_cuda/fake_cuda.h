@@ -32,7 +32,7 @@ using Lock = std::unique_lock<std::mutex>;
 
 inline constexpr Result kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kNotInitialized = 3, kNoDevice = 100,
                         kInvalidDevice = 101, kInvalidContext = 201, kMapFailed = 205, kInvalidPtx = 218,
-                        kInvalidHandle = 400, kNotFound = 500, kNotReady = 600, kIllegalAddress = 700,
+                        kInvalidHandle = 400, kNotFound = 500, kNotReady = 600, kIllegalAddress = 700, kCapturing = 900,
                         kContextDestroyed = 709, kAlreadyRegistered = 712, kNotRegistered = 713, kLaunchFailed = 719,
                         kUnknown = 999;
 inline constexpr unsigned kNonBlocking = 1;     // of a stream
@@ -73,7 +73,7 @@ enum Plant {
 struct Settings {
   std::atomic<long> seed{0}, max_delay_us{0}, devices{2}, version{13050}, memory_limit{1L << 40},
       lockable_limit{1L << 40}, register_delay_us{0}, host_pointer_usable{1}, fail_in_stream{0},
-      fail_in_stream_code{kIllegalAddress};
+      fail_in_stream_code{kIllegalAddress}, capturing{0};
   std::array<std::atomic<bool>, kPlants> plants{};
 };
 Settings& settings();
@@ -214,9 +214,10 @@ struct World {
   std::map<Address, Range> ranges;
   std::map<std::string, Symbol> symbols;
   std::uint64_t locked = 0, streams_begun = 0, events_created = 0;
-  long errors = 0, pageable_copies = 0, leaked_at_reset = 0, current = 0;
+  long errors = 0, pageable_copies = 0, leaked_at_reset = 0, current = 0, captures_broken = 0;
 };
 World& world();
 std::vector<Context*>& current_contexts();  // of this thread
+int& capture_mode();                        // of this thread: 0 global, 1 thread-local, 2 relaxed
 
 }  // namespace fake

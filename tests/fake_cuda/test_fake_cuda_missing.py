@@ -68,3 +68,15 @@ def test_a_driver_without_what_every_path_needs_is_no_driver(symbol):
         assert (driver.reason, driver.missing, driver.devices) == (f"the driver lacks {symbol}", [symbol], [])
         with pytest.raises(ValueError, match=symbol):
             _native.CudaCopier(driver, 0)
+
+
+def test_where_host_addresses_mean_nothing_to_the_gpu_copies_go_one_by_one():
+    with fake_driver() as fake:
+        fake.set(host_pointer_usable=0)
+        copier = copier_of(fake)
+        assert copier.path == "async"
+        assert [note.split(":")[0] for note in copier.notes if "addresses of registered" in note] == ["batch", "kernel"]
+        assert_copies(copier)
+        copier.close()
+        with pytest.raises(ValueError, match=r"batch.*addresses of registered host memory"):
+            copier_of(fake, "batch")

@@ -74,11 +74,12 @@ def test_pieces_end_where_copies_are_cut_and_not_at_a_distance_from_the_beginnin
 
 
 def test_too_little_lockable_memory_registers_what_it_can_and_names_the_cure(fake, boundary):
-    fake.set(lockable_limit=3 * GIB // 2)
-    pin = pinned(fake, boundary - GIB, 3 * GIB)
-    assert pin.pinned_bytes == GIB
+    fake.set(lockable_limit=PIECE // 2)
+    pin = pinned(fake, boundary - PIECE // 4, PIECE * 3 // 4)
+    assert pin.pinned_bytes == PIECE // 4
     what, cure, consequence = pin.note.split("; ")
-    assert what.startswith(f"1.00 of 3.00 GiB of the arena are registered for DMA: {REGISTER}: CUDA_ERROR_OUT_OF_MEMORY")
+    sizes = f"{PIECE / 4 / GIB:.2f} of {PIECE * 3 / 4 / GIB:.2f} GiB"
+    assert what.startswith(f"{sizes} of the arena are registered for DMA: {REGISTER}: CUDA_ERROR_OUT_OF_MEMORY")
     assert cure == "raise LimitMEMLOCK / ulimit -l"
     assert consequence == "the rest is copied through the driver's own buffers, more slowly"
     pin.close()
@@ -165,8 +166,8 @@ def test_a_device_that_is_not_there_and_a_machine_without_a_driver_are_refused(f
 FORKED = """\
 import ctypes, mmap, os, sys
 from kvtier import _native
-room = mmap.mmap(-1, 1 << 20)
-pin = _native.CudaPin(_native.CudaDriver.open(sys.argv[1]), 0, ctypes.addressof(ctypes.c_char.from_buffer(room)), 1 << 20)
+room = mmap.mmap(-1, 4096)  # lies in one piece, wherever it lies
+pin = _native.CudaPin(_native.CudaDriver.open(sys.argv[1]), 0, ctypes.addressof(ctypes.c_char.from_buffer(room)), 4096)
 while not pin.ready:
     pass
 fake = ctypes.CDLL(sys.argv[1])
