@@ -47,10 +47,11 @@ import numpy as np
 
 from kvtier import _native, protocol
 from kvtier.block import ABSENT, KEY_BYTES, SLOT_UNIT, pack_keys, unpack_keys
-from kvtier.client import SchedulerClient, WorkerClient
+from kvtier.client import SchedulerClient
 from kvtier.config import CONNECTOR, DAEMON, GIB, Config
 from kvtier.server import Server
 from kvtier.store import BlockStore
+from kvtier.worker_client import WorkerClient
 
 BLOCKS = 200_000
 CAPACITY = 16 * GIB

@@ -61,7 +61,7 @@ Layers; a file imports only from lower ones. What decides, layers 0 to 7, is pur
     6  lending retention
     7  store
     8  client observer listener members topology failpoint dispatch decision_log
-    9  tiers replay calibration admin
+    9  tiers replay calibration admin departing worker_client
     10  mover server measuring experience
     11  daemon cli
 """

@@ -97,8 +97,8 @@ CONNECTOR = (
            "chooses.", 0, 16),
     Option("copy.path", "auto", "text", "How a GPU copies. auto: measured at start. batch, async: by its copy engines, "
            "many pieces a call or one. kernel: by a few of its processors, for tiny pieces."),
-    Option("copy.decode_budget", 16 * GIB, "bytes", "That saves may move in a second while requests decode on the GPU, so "
-           "that decoding isn't slowed down. 0: no limit."),
+    Option("copy.decode_budget", 16 * GIB, "bytes", "How much saves may move in a second while requests decode on the GPU, "
+           "so that decoding isn't slowed down. 0: no limit."),
     Option("weights_id", "", "text", "Names the weights. Empty: derived from the model's files; needed to share blocks "
            "between machines that hold the same weights under other paths."),
 )  # fmt: skip

@@ -150,7 +150,8 @@ class Daemon:
             self._movers.append(self._mover)
         if gpu is not None and self._store.mirror is not None:
             server.tier_states["gpu"] = gpu.state
-            server.for_workers = {"gpu": gpu.handle, "gpu_capacity": gpu.capacity, "gpu_uuid": gpu.uuid}
+            server.for_workers = {"gpu": gpu.handle, "gpu_capacity": gpu.capacity}
+            server.for_workers |= {"gpu_uuid": gpu.uuid, "gpu_stamp": gpu.stamp}
             self._movers.append(Mover(gpu, self._store.mirror.transfers, self._store.gpu_finished, self._after_event))
         for mover in self._movers:
             mover.listen()

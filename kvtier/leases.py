@@ -119,6 +119,7 @@ class Leases:
         if self.lower is not None:
             self.lower.staging.forget(asker, now)
         self.decisions.forget(asker)
+        self._answers = [answer for answer in self._answers if answer[:2] != asker]  # nobody waits for it any more
         lease = self._of.get(asker[0], {}).pop(asker[1], None)
         if lease is None:
             return 0

@@ -1,9 +1,13 @@
 """Who is connected to kvtierd: the processes of each engine, and observers. The server owns them."""
 
 import socket
+import struct
 from dataclasses import dataclass, field
 
 from kvtier import protocol
+
+LAST_WORDS = 64  # bytes that are kept of what is not heard
+_UCRED = struct.Struct("3i")
 
 
 @dataclass(eq=False)
@@ -20,6 +24,25 @@ class Client:
     ending: bool = False  # it was told to hang up, or is gone; what it still says is not heard
     reader: protocol.FrameReader = field(default_factory=protocol.FrameReader)
     unsent: bytearray = field(default_factory=bytearray)
+    last_words: bytes = b""  # what it said last
+
+    @classmethod
+    def of(cls, sock: socket.socket, now: float) -> "Client":
+        """Who is at the other end, by the kernel's word."""
+        pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        return cls(sock, pid, uid, now)
+
+    @property
+    def copies_by_gpu(self) -> bool:
+        """A worker whose copies don't end with its threads."""
+        return self.mapped is not None and self.mapped.copies not in ("", "memcpy")
+
+    def keep_last(self, data: bytes) -> None:
+        self.last_words = (self.last_words + data[-LAST_WORDS:])[-LAST_WORDS:]
+
+    def row(self, now: float) -> dict[str, object]:
+        """For observers."""
+        return {"role": self.role, "engine": self.engine, "pid": self.pid, "connected_s": round(now - self.since, 3)}
 
 
 @dataclass
@@ -35,12 +58,12 @@ class Members:
 
     def mapped(self) -> list[protocol.Mapped]:
         """What those of its workers said that can copy."""
-        return [worker.mapped for worker in self.workers if worker.mapped is not None]
+        return [worker.mapped for worker in self.workers if worker.mapped is not None and not worker.ending]
 
     @property
     def maps_gpu(self) -> bool:
         """Whether all its workers read the GPU tier."""
-        return bool(self.workers) and all(w.mapped is not None and w.mapped.maps_gpu for w in self.workers)
+        return bool(self.workers) and len(self.mapped()) == len(self.workers) and all(m.maps_gpu for m in self.mapped())
 
     def copying(self, capacity: int) -> dict[str, object]:
         """How its workers copy, as JSON values; bytes of an arena of `capacity`. One that copies by DMA and could not

@@ -49,6 +49,7 @@ class Mirror:
         self._ram, self._stats = ram, stats
         self._bytes_max = min(COPYING_BYTES_MAX, int(ram.slots.capacity * COPYING_SHARE))
         self._is_well = True  # the last copy, or erasure, was good
+        self._is_ending = False
         self._place = np.full(ram.slots.units, ABSENT, dtype=np.uint32)  # by slot: where its copy is; finished ones
         self._slot_at = np.full(self.places.units, NOBODY, dtype=np.int64)  # by place: whose copy it is
         self._found = np.zeros(ram.slots.units, dtype=bool)  # by slot: a lookup was answered with it
@@ -74,7 +75,7 @@ class Mirror:
         self._found[slots] = True
         self._use(slots)
         has = self._place[slots] != ABSENT
-        if lease[0] not in self.readers or not self._is_well or not has.any():
+        if lease[0] not in self.readers or not self._is_well or self._is_ending or not has.any():
             return answer
         answer = answer.copy()
         answer[at[has]] = self.base + self._place[slots[has]]
@@ -121,6 +122,15 @@ class Mirror:
         was_read = lease in self._leases
         self._leases.discard(lease)
         return was_read
+
+    def end(self) -> None:
+        """From now on no answer names a place."""
+        self._is_ending = True
+
+    @property
+    def reading(self) -> set[str]:
+        """Engines that may be reading here now."""
+        return {engine for engine, _ in self._leases}
 
     def left(self, engine: str) -> None:
         self.readers.discard(engine)

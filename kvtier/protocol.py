@@ -34,6 +34,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import msgpack
+import numpy as np
 
 from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_TYPE
 from kvtier.errors import FrameError, ProtocolError
@@ -48,7 +49,8 @@ COUNT_MAX = 2**63 - 1
 
 SCHEDULER, WORKER, OBSERVER = "scheduler", "worker", "observer"
 COPIES = ("", "memcpy", "batch", "async", "kernel")  # all but the first two want registered memory
-GPU_HANDLE_BYTES, GPU_UUID_BYTES = 64, 16
+GPU_HANDLE_BYTES, GPU_UUID_BYTES, GPU_SEED_BYTES = 64, 16, 8
+GPU_STAMP_BYTES = 2 * 1024 * 1024
 
 _LENGTH = struct.Struct("<I")
 
@@ -76,6 +78,7 @@ class Welcome:
     gpu: bytes = b""  # the handle of the GPU tier's memory; empty unless to a worker, and where there is no such tier
     gpu_capacity: int = 0  # bytes of it
     gpu_uuid: bytes = b""  # of the device where it lies
+    gpu_stamp: bytes = b""  # the seed of what lies behind it: see gpu_stamp_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +91,12 @@ class Memory:
     gpu: bytes  # as in Welcome
     gpu_size: int
     gpu_uuid: bytes
+    gpu_stamp: bytes
 
     @classmethod
     def of(cls, welcome: Welcome, fd: int) -> "Memory":
-        return cls(welcome.generation, fd, welcome.capacity, welcome.gpu, welcome.gpu_capacity, welcome.gpu_uuid)
+        gpu = (welcome.gpu, welcome.gpu_capacity, welcome.gpu_uuid, welcome.gpu_stamp)
+        return cls(welcome.generation, fd, welcome.capacity, *gpu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +273,15 @@ _WHOLE = {  # bytes fields are arrays of fixed-size entries
     "secret": SECRET_BYTES,
     "gpu": GPU_HANDLE_BYTES,
     "gpu_uuid": GPU_UUID_BYTES,
+    "gpu_stamp": GPU_SEED_BYTES,
 }
-_SINGLE = {"witness", "tenant", "gpu", "gpu_uuid"}  # one entry at most
+_SINGLE = {"witness", "tenant", "gpu", "gpu_uuid", "gpu_stamp"}  # one entry at most
+
+
+def gpu_stamp_of(seed: bytes) -> np.ndarray:
+    """What lies in the GPU_STAMP_BYTES behind the GPU tier's bytes, so that whoever maps these sees whether they arrive
+    right. numpy promises the raw numbers of this generator for all its versions."""
+    return np.random.PCG64(int.from_bytes(seed, "little")).random_raw(GPU_STAMP_BYTES // 8)
 
 
 def encode(message: Message) -> bytes:

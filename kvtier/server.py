@@ -4,7 +4,7 @@ Sockets are handled by hand, not by asyncio's streams: a Lookup is answered with
 arena's descriptor has to go out as ancillary data.
 
 The daemon never closes a worker's socket first. A worker may be copying into the arena; it hangs up when its copies
-are done (or the kernel does, when it dies), and only then are the slots of its engine free:
+are done (or the kernel does, when it dies: departing.py), and only then are the slots of its engine free:
 
     scheduler's socket ends --> Drain to each worker --> each hangs up --> store.leave
 """
@@ -13,7 +13,6 @@ import asyncio
 import logging
 import os
 import socket
-import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,6 +22,7 @@ from typing import Any
 from kvtier import __version__, dispatch, protocol
 from kvtier.block import namespace_secret, pack_slots, witness_secret
 from kvtier.config import Config
+from kvtier.departing import Departing
 from kvtier.errors import CODES, OrderError, ProtocolError
 from kvtier.listener import bind
 from kvtier.members import Client, Members
@@ -30,11 +30,10 @@ from kvtier.store import BlockStore
 
 log = logging.getLogger("kvtierd")
 
-LOOK_S = 0.02  # between looks whether workers have hung up
+LOOK_S = 0.02  # between looks whether the GPU tier is still read
 ACCEPT_PAUSE_S = 0.5  # after the process ran out of descriptors
 EXPLAINED_MAX = 256  # decisions in an answer
 SHOWN_MAX = 256  # engines, and clients, in a snapshot: with the longest names they still fit a frame
-_UCRED = struct.Struct("3i")
 
 
 class Server:
@@ -48,6 +47,7 @@ class Server:
         self._hello_timeout_s = config.number("server.hello_timeout_ms") / 1e3
         self._send_buffer = config.count("server.send_buffer")
         self._engines: dict[str, Members] = {}
+        self._departing = Departing(self._part)
         self._listener: socket.socket | None = None
         self._started = time.monotonic()
         self.facts: dict[str, object] = {}  # what the daemon knows of its arena, for observers
@@ -66,24 +66,31 @@ class Server:
         self._listener = bind(path)
 
     def serve(self) -> None:
-        """Those who wait, and all who come, on the running loop."""
-        assert self._listener is not None
+        """Those who wait, and all who come, on the running loop; nobody once it is closed."""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._listener, self._on_accept)
+        if self._listener is not None:
+            self._loop.add_reader(self._listener, self._on_accept)
 
     async def drain(self, within_s: float) -> bool:
-        """Nobody new is let in, and workers that read the GPU tier finish their copies. Whether all have hung up."""
+        """Nobody new is let in, no more answers name places of the GPU tier, and workers that read there finish their
+        copies. Whether nobody reads there any more: a worker has hung up, or its engine has no lease on a place. Those of
+        an idle engine hear nothing before its next step, and nobody need wait for them."""
         self._close_listener()
-
-        def readers() -> list[Client]:
-            return [client for client in self.clients if client.mapped is not None and client.mapped.maps_gpu]
-
-        for worker in readers():
+        mirror = self.store.mirror
+        if mirror is None:
+            return True
+        mirror.end()
+        mapping = [client for client in self.clients if client.mapped is not None and client.mapped.maps_gpu]
+        for worker in mapping:
             self._send(worker, protocol.encode(protocol.Drain()))
+
+        def is_read() -> bool:
+            return any(worker in self.clients and worker.engine in mirror.reading for worker in mapping)
+
         until = time.monotonic() + within_s
-        while readers() and time.monotonic() < until:
+        while is_read() and time.monotonic() < until:
             await asyncio.sleep(LOOK_S)
-        return not readers()
+        return not is_read()
 
     def close(self) -> None:
         self._close_listener()
@@ -103,15 +110,14 @@ class Server:
         except OSError as error:  # out of descriptors: leave the others alone, try again soon
             log.warning("can't accept a connection: %s", error)
             self._loop.remove_reader(self._listener)
-            self._loop.call_later(ACCEPT_PAUSE_S, self._loop.add_reader, self._listener, self._on_accept)
+            self._loop.call_later(ACCEPT_PAUSE_S, self.serve)
             return
         sock.setblocking(False)
-        pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        client = Client(sock, pid, uid, time.monotonic())
+        client = Client.of(sock, time.monotonic())
         self.clients.add(client)
         self._loop.add_reader(sock, self._on_readable, client)
-        if uid not in (0, os.geteuid()):
-            self._refuse(client, ProtocolError("not_allowed", f"user {uid} may not use this kvtierd"))
+        if client.uid not in (0, os.geteuid()):
+            self._refuse(client, ProtocolError("not_allowed", f"user {client.uid} may not use this kvtierd"))
         elif len(self.clients) > self._max_clients:
             self._refuse(client, ProtocolError("too_many", f"server.max_clients = {self._max_clients} is reached"))
         else:
@@ -130,6 +136,7 @@ class Server:
             return
         except OSError:
             data = b""
+        client.keep_last(data)
         if not data:
             self._forget(client)
         elif not client.ending:
@@ -154,6 +161,7 @@ class Server:
             self._on_hello(client, message)
         elif isinstance(message, protocol.Mapped) and client.role == protocol.WORKER:
             client.mapped = message
+            self._departing.arrive(client)
             self._note_readers(client.engine)
             self._send_workers(self._engines[client.engine])
         elif isinstance(message, protocol.Ask) and client.role:
@@ -348,7 +356,6 @@ class Server:
         members = self._engines.get(client.engine)
         if members is None:
             return
-        members.workers.discard(client)
         self._note_readers(client.engine)
         if client is members.scheduler:
             members.scheduler = None
@@ -357,6 +364,13 @@ class Server:
                 self._send(worker, protocol.encode(protocol.Drain()))
         elif client.mapped:
             self._send_workers(members)
+        self._departing.leave(client)
+
+    def _part(self, client: Client) -> None:
+        """It is gone, and none of its copies runs."""
+        members = self._engines[client.engine]
+        members.workers.discard(client)
+        self._note_readers(client.engine)
         if members.scheduler is None and not members.workers:
             del self._engines[client.engine]
             if members.joined:
@@ -368,11 +382,7 @@ class Server:
 
     def snapshot(self) -> dict[str, object]:
         now = time.monotonic()
-        clients = [
-            {"role": c.role, "engine": c.engine, "pid": c.pid, "connected_s": round(now - c.since, 3)}
-            for c in sorted(self.clients, key=lambda c: c.since)
-            if c.role
-        ]
+        clients = [client.row(now) for client in sorted(self.clients, key=lambda c: c.since) if client.role]
         held = self.store.snapshot(now)
         for name, state in self.tier_states.items():
             held["tiers"][name] |= state()

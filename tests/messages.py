@@ -30,6 +30,7 @@ _BY_NAME = {
     "namespace": st.binary(min_size=32, max_size=32) | st.binary(max_size=40),
     "gpu": st.just(b"") | st.binary(min_size=64, max_size=64),
     "gpu_uuid": st.just(b"") | st.binary(min_size=16, max_size=16),
+    "gpu_stamp": st.just(b"") | st.binary(min_size=8, max_size=8),
     "copies": st.sampled_from(protocol.COPIES),
     "version": st.just(protocol.VERSION),
     "counts": st.dictionaries(texts, counts, max_size=4),

@@ -29,7 +29,7 @@ LAYERS = {
     **dict.fromkeys(("lending", "retention"), 6),
     "store": 7,
     **dict.fromkeys(("client", "observer", "listener", "members", "topology", "failpoint", "dispatch", "decision_log"), 8),
-    **dict.fromkeys(("tiers", "replay", "calibration", "admin"), 9),
+    **dict.fromkeys(("tiers", "replay", "calibration", "admin", "departing", "worker_client"), 9),
     **dict.fromkeys(("mover", "server", "measuring", "experience"), 10),
     **dict.fromkeys(("daemon", "cli"), 11),
 }
@@ -38,6 +38,7 @@ WITHOUT_LAYER = {"__version__", "_native"}
 IMPURE = {"asyncio", "threading", "socket", "time", "random", "secrets", "os", "select", "lmdb", "_native"}
 CONNECTORS_MAY_IMPORT = {
     "client",
+    "worker_client",
     "block",
     "estimators",
     "config",

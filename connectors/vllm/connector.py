@@ -24,9 +24,10 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from kvtier import __version__, protocol
 from kvtier.block import namespace_digest
-from kvtier.client import SchedulerClient, WorkerClient, default_socket
+from kvtier.client import SchedulerClient, default_socket
 from kvtier.config import CONNECTOR, MIB, Config
 from kvtier.errors import ConfigError
+from kvtier.worker_client import WorkerClient
 
 if TYPE_CHECKING:
     import torch

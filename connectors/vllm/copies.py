@@ -8,15 +8,18 @@ Two copiers of each, because a copier works first in, first out: a request that 
 saves. The saver's stream has the least priority, and it can be told how fast it may go.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from kvtier.connectors.vllm.layout import Fragments
 
 from kvtier import _native
 from kvtier.config import Config
 from kvtier.errors import KVTierError
+from kvtier.protocol import GPU_STAMP_BYTES, gpu_stamp_of
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +55,9 @@ class Copies(Protocol):
     def registered(self, is_whole: bool) -> None:
         """That is over. To be called before anything is copied."""
 
-    def attach_gpu(self, handle: bytes, size: int, uuid: bytes) -> Any:
-        """Map the GPU tier's memory. None: its bytes can't be read from here anyway. CantCopy says why it failed."""
+    def attach_gpu(self, handle: bytes, size: int, uuid: bytes, stamp: bytes) -> Any:
+        """Map the GPU tier's `size` bytes and the stamp behind them, and see whether that arrives right. Takes some ms, on
+        any thread. None: these bytes can't be read from here anyway. CantCopy says why it failed."""
 
     def close(self) -> None:
         """When all that was submitted is done."""
@@ -77,7 +81,7 @@ class HostCopies:
 
     def registered(self, is_whole: bool) -> None: ...
 
-    def attach_gpu(self, handle: bytes, size: int, uuid: bytes) -> None: ...
+    def attach_gpu(self, handle: bytes, size: int, uuid: bytes, stamp: bytes) -> None: ...
 
     def close(self) -> None:
         self.saver.close()
@@ -96,6 +100,7 @@ class CudaCopies:
         """`page_bytes`: of the smallest piece. `stream` tells the engine's current stream. ValueError when `path` can't be
         had, RuntimeError when the GPU can't be used."""
         self._driver, self._device, self._page_bytes, self._stream = driver, device, page_bytes, stream
+        self._pace = 0
         self._open(path)
         for note in self.loader.notes:
             log.info("copies of GPU %d: %s", device, note)
@@ -111,6 +116,7 @@ class CudaCopies:
         return int(self.loader.submit(pieces.arena, pieces.engine, pieces.size, after=self._stream()))
 
     def pace(self, bytes_per_s: int) -> None:
+        self._pace = bytes_per_s
         self.saver.pace(bytes_per_s)
 
     def register(self, address: int, size: int) -> Any:
@@ -125,11 +131,16 @@ class CudaCopies:
         self.close()
         self._open("async")
 
-    def attach_gpu(self, handle: bytes, size: int, uuid: bytes) -> Any:
+    def attach_gpu(self, handle: bytes, size: int, uuid: bytes, stamp: bytes) -> Any:
         if uuid.hex() not in {device["uuid"] for device in self._driver.devices}:
             raise CantCopy("the GPU with the GPU tier is hidden from this engine, perhaps by CUDA_VISIBLE_DEVICES")
         try:
-            return _native.DeviceArena.attach(self._driver, self._device, handle, size)
+            with contextlib.ExitStack() as undone:
+                tier = _native.DeviceArena.attach(self._driver, self._device, handle, size + GPU_STAMP_BYTES)
+                undone.callback(tier.close)
+                self._check(tier.address + size, gpu_stamp_of(stamp))
+                undone.pop_all()
+                return tier
         except (RuntimeError, MemoryError, ValueError) as error:
             raise CantCopy(f"the GPU tier can't be mapped: {error}") from None
 
@@ -137,10 +148,30 @@ class CudaCopies:
         self.saver.close()
         self.loader.close()
 
+    def _check(self, address: int, wanted: np.ndarray) -> None:
+        """By copiers like the loader and like the one it may become: they are this call's own, for it may not be the
+        engine's thread. To the host a copy needs no registered memory only on the path async."""
+        for path in sorted({self.loader.path, "async"}):
+            read = np.zeros_like(wanted)
+            with _native.DeviceArena.create(self._driver, self._device, wanted.nbytes) as here:
+                self._copy(path, address, here.address, wanted.nbytes)
+                self._copy("async", here.address, read.ctypes.data, wanted.nbytes)
+            if not np.array_equal(read, wanted):
+                raise CantCopy("the GPU tier's bytes arrive wrong at this GPU (IOMMU or ACS?)")
+
+    def _copy(self, path: str, *ends_and_size: int) -> None:
+        copier = _native.CudaCopier(self._driver, self._device, path=path, page_bytes=self._page_bytes)
+        with contextlib.closing(copier):
+            copier.wait(copier.submit(*(np.array([number], np.uint64) for number in ends_and_size)))
+            ((_, _, _, error),) = copier.poll()
+        if error:
+            raise RuntimeError(error)
+
     def _open(self, path: str) -> None:
         common = {"path": path, "page_bytes": self._page_bytes}
         self.saver = _native.CudaCopier(self._driver, self._device, low_priority=True, **common)
         self.loader = _native.CudaCopier(self._driver, self._device, **common)
+        self.saver.pace(self._pace)
 
 
 def copies_for(caches: "CanonicalKVCaches", page_bytes: int, settings: Config) -> Copies:

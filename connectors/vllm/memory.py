@@ -1,11 +1,13 @@
 """kvtierd's memory in a worker: mapped, made known to what copies, and let go of, for one stay at the daemon.
 
 To register an arena with the GPU's driver takes a tenth of a second a gigabyte on small pages, and so does the way back;
-both run on threads, for this is called between steps of the engine. Memory that is not `ready` is not to be used yet.
+both run on threads, for this is called between steps of the engine. So does mapping the GPU tier: its stamp is read, and
+to free what it was read into waits for the GPU. Memory that is not `ready` is not to be used yet.
 """
 
 import os
 import threading
+from typing import Any
 
 from kvtier.connectors.vllm.copies import CantCopy, Copies
 from kvtier.connectors.vllm.layout import Places
@@ -22,21 +24,18 @@ class MappedMemory:
             self._arena = _native.Arena.attach(memory.fd, memory.size)
         finally:
             os.close(memory.fd)
-        self._gpu = None
+        self.places = Places(self._arena.address, memory.size)
+        self._gpu: Any = None
         self._gpu_note = ""
         self._pin = copies.register(self._arena.address, memory.size)
-        if memory.gpu:
-            try:
-                self._gpu = copies.attach_gpu(memory.gpu, memory.gpu_size, memory.gpu_uuid)
-            except CantCopy as error:
-                self._gpu_note = f"blocks of the GPU tier are loaded from RAM: {error}"
-        gpu = (self._gpu.address, self._gpu.size) if self._gpu is not None else (0, 0)
-        self.places = Places(self._arena.address, memory.size, *gpu)
+        self._mapping = threading.Thread(target=self._map_gpu, args=(memory, copies), name="kvtier-map", daemon=True)
+        if memory.gpu and memory.gpu_stamp:
+            self._mapping.start()
 
     @property
     def ready(self) -> bool:
-        """Whether all is registered that can be. To be asked now and then."""
-        return self._pin is None or bool(self._pin.ready)
+        """Whether all is registered and mapped that can be. To be asked now and then."""
+        return not self._mapping.is_alive() and (self._pin is None or bool(self._pin.ready))
 
     @property
     def notes(self) -> list[str]:
@@ -66,8 +65,18 @@ class MappedMemory:
         thread.start()
         return thread
 
+    def _map_gpu(self, memory: Memory, copies: Copies) -> None:
+        try:
+            self._gpu = copies.attach_gpu(memory.gpu, memory.gpu_size, memory.gpu_uuid, memory.gpu_stamp)
+        except CantCopy as error:
+            self._gpu_note = f"blocks of the GPU tier are loaded from RAM: {error}"
+        if self._gpu is not None:
+            self.places = Places(self._arena.address, memory.size, self._gpu.address, memory.gpu_size)
+
     def _close(self) -> None:
         """What is registered must be mapped until it no longer is."""
+        if self._mapping.ident is not None:  # it was started
+            self._mapping.join()
         if self._pin is not None:
             self._pin.close()
         if self._gpu is not None:

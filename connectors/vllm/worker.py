@@ -36,8 +36,8 @@ from vllm.v1.kv_offload.base import (
     TransferResult,
 )
 
-from kvtier.client import WorkerClient
 from kvtier.config import Config, format_size
+from kvtier.worker_client import WorkerClient
 
 log = logging.getLogger("kvtier")
 
@@ -159,6 +159,8 @@ class KVTierWorker(OffloadingWorker):
         if self._memory is None or not self._generation or spec.generation != self._generation:
             return False
         places, copies = self._memory.places, self._copies
+        if not saving and places.reach_gpu(spec.slots) and not self._memory.maps_gpu:
+            return False  # it came back, without the GPU tier, after the lookup was answered
         slots = places.of_arena(spec.slots) if saving else places.of(spec.slots)
         pieces = self._layout.fragments(engine.block_ids, engine.group_sizes, engine.block_indices, slots)
         if saving:

@@ -8,11 +8,15 @@ Everything that takes time is done by one thread: it checksums a slot, hands the
 The memory is this process's own. Engines map it by `handle` and read it themselves (mirror.py says what). Whoever
 closes the tier first waits for their copies. When this process is killed, the driver keeps the memory for those who have
 mapped it; should a copy fail all the same, a load has failed. A new daemon has new memory under a new generation.
+
+Behind the places lies a stamp that engines know (protocol.gpu_stamp_of). There are machines where one GPU reads wrong
+bytes from another and no error is reported; an engine that reads another stamp there reads no places.
 """
 
 import contextlib
 import os
 import queue
+import secrets
 import threading
 import time
 from collections import deque
@@ -23,6 +27,7 @@ import numpy as np
 
 from kvtier import _native
 from kvtier.block import SLOT_UNIT, BlockKey
+from kvtier.protocol import GPU_SEED_BYTES, GPU_STAMP_BYTES, gpu_stamp_of
 from kvtier.tiers.base import Recovered
 from kvtier.transfer import Demote, Erase, Finished, Flush, Promote, Transfer
 
@@ -34,17 +39,19 @@ Begun = tuple[int, int, str]  # the copy's ticket, the slot's checksum, why it d
 
 class GpuTier:
     def __init__(self, driver: _native.CudaDriver, device: int, capacity: int, arena: np.ndarray) -> None:
-        """`device`: its ordinal. `capacity`: bytes of it, a multiple of 2 MiB. `arena`: the bytes that slots name.
-        MemoryError: the device has no such room. RuntimeError, ValueError: the driver's reason."""
+        """`device`: its ordinal. `capacity`: bytes of it besides the stamp's, a multiple of 2 MiB. `arena`: the bytes that
+        slots name. MemoryError: the device has no such room. RuntimeError, ValueError: the driver's reason."""
         self.recovered = Recovered()
         self._arena, self._address = arena, arena.ctypes.data
         with contextlib.ExitStack() as undone:
-            self._memory = _native.DeviceArena.create(driver, device, capacity)
+            self._memory = _native.DeviceArena.create(driver, device, capacity + GPU_STAMP_BYTES)
             undone.callback(self._memory.close)
             self.handle: bytes = self._memory.handle
             # One call a slot: as fast as any way for pieces so large, and right for memory that is not registered yet.
             self._copier = _native.CudaCopier(driver, device, path="async", low_priority=True)
             undone.callback(self._copier.close)
+            self.stamp = secrets.token_bytes(GPU_SEED_BYTES)
+            self._write(gpu_stamp_of(self.stamp), self._memory.address + capacity)
             self._pin = _native.CudaPin(driver, device, self._address, arena.nbytes)
             undone.pop_all()
         named = driver.devices[device]
@@ -52,10 +59,10 @@ class GpuTier:
         self._orders: queue.SimpleQueue[Transfer | None] = queue.SimpleQueue()
         self._done: deque[Finished] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._under_way = 0
+        self._taken = self._ended = 0  # orders; counted by the caller, and by the thread
         self._refused_until, self._reason = float("-inf"), ""
         self._failed = self._copied_bytes = self._erased_bytes = 0
-        self._closed = False
+        self._closed = self._is_over = False
         self._thread = threading.Thread(target=self._work, name="kvtier-gpu", daemon=True)
         self._thread.start()
 
@@ -72,7 +79,7 @@ class GpuTier:
         elif self.read_only and not isinstance(transfer, Promote):
             self._finish(Finished(transfer.ticket, "io"))
         elif isinstance(transfer, Demote | Promote | Erase):
-            self._under_way += 1
+            self._taken += 1
             self._orders.put(transfer)
         else:  # it remembers nothing, so there is nothing to forget
             self._finish(Finished(transfer.ticket))
@@ -81,6 +88,8 @@ class GpuTier:
         if not self._closed:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake)
+            if self._is_over:
+                raise RuntimeError("the GPU tier's thread has ended; what it said is above")
         return [self._done.popleft() for _ in range(len(self._done))]
 
     def fileno(self) -> int:
@@ -92,7 +101,7 @@ class GpuTier:
             "device": self.name,
             "read_only": self.read_only,
             "reason": self._reason,
-            "pending": self._under_way,
+            "pending": self._taken - self._ended,
             "copied_bytes": self._copied_bytes,
             "erased_bytes": self._erased_bytes,
             "failed": self._failed,
@@ -112,9 +121,24 @@ class GpuTier:
         self._memory.close()
         os.close(self._wake)
 
+    def _write(self, content: np.ndarray, address: int) -> None:
+        """Before the thread begins. RuntimeError."""
+        ends = (content.ctypes.data, address, content.nbytes)
+        self._copier.wait(self._copier.submit(*(np.array([number], np.uint64) for number in ends)))
+        for _, _, _, error in self._copier.poll():
+            if error:
+                raise RuntimeError(error)
+
     # --- the thread ------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        try:
+            self._serve()
+        finally:  # with an error that nobody expected: orders would wait for ever, so whoever polls must hear of it
+            self._is_over = True
+            os.eventfd_write(self._wake, 1)
+
+    def _serve(self) -> None:
         """Reads first, and then a few of the others, so that a read waits for no more than these."""
         reads: list[Transfer] = []
         others: deque[Transfer] = deque()
@@ -137,8 +161,8 @@ class GpuTier:
                 self._copier.wait(ticket)
                 ended |= {number: (took, why) for number, _, took, why in self._copier.poll()}
                 seconds, error = ended.pop(ticket)
-            self._under_way -= 1
-            self._finish(self._ended(order, checksum, error, seconds))
+            self._ended += 1
+            self._finish(self._outcome(order, checksum, error, seconds))
 
     def _begin(self, order: Transfer) -> Begun:
         try:
@@ -153,7 +177,7 @@ class GpuTier:
         except RuntimeError as error:
             return 0, 0, str(error)
 
-    def _ended(self, order: Transfer, checksum: int, error: str, seconds: float) -> Finished:
+    def _outcome(self, order: Transfer, checksum: int, error: str, seconds: float) -> Finished:
         if error:
             self._failed += 1
             self._refused_until, self._reason = time.monotonic() + RETRY_S, error

@@ -1,7 +1,7 @@
 """One process of an engine, for tests that kill it: a scheduler or a worker with the real client and the real copier.
 
     python engine_process.py scheduler SOCKET ENGINE SLOT_BYTES LEND
-    python engine_process.py worker SOCKET ENGINE SLOT_BYTES
+    python engine_process.py worker SOCKET ENGINE SLOT_BYTES [1: it says that its GPU copies]
 
 It polls like an engine does and prints one JSON object a line for what it notices. Commands come as words on stdin:
 
@@ -24,7 +24,8 @@ import numpy as np
 
 from kvtier import _native, protocol
 from kvtier.block import block_key, pack_keys
-from kvtier.client import SchedulerClient, WorkerClient
+from kvtier.client import SchedulerClient
+from kvtier.worker_client import WorkerClient
 
 POLL_S = 0.002
 FRAGMENTS = 64  # of a slot
@@ -79,7 +80,8 @@ class Scheduler:
 
 
 class Worker:
-    def __init__(self, path: Path, engine: str, slot_bytes: int) -> None:
+    def __init__(self, path: Path, engine: str, slot_bytes: int, by_gpu: int = 0) -> None:
+        self.copies = "batch" if by_gpu else "memcpy"
         self.client = WorkerClient(path, protocol.Hello(protocol.VERSION, protocol.WORKER, engine, b"", 0, 0, 0))
         self.slot_bytes = slot_bytes
         self.copier = _native.Copier(1)
@@ -94,7 +96,7 @@ class Worker:
         if (given := client.take_arena()) is not None:
             self.arena = _native.Arena.attach(given.fd, given.size)
             os.close(given.fd)
-            client.mapped(now)
+            client.mapped(now, copies=self.copies)
             tell(generation=given.generation)
         self.copy()
         for word, *numbers in commands():

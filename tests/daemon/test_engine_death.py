@@ -250,3 +250,24 @@ def test_nothing_leaks_when_engines_come_and_die_many_times(daemon):
     assert (cpu["lent_bytes"], cpu["leased_bytes"]) == (0, 0)
     assert cpu["used_bytes"] == cpu["blocks"] * SLOT_BYTES
     assert daemon.counter("engines_gone") == 40
+
+
+def test_a_worker_whose_gpu_copies_is_gone_when_its_process_has_ended(daemon):
+    worker = Process("worker", daemon, "engine", SLOT_BYTES, 1)
+    scheduler = Process("scheduler", daemon, "engine", SLOT_BYTES, 4)
+    while not scheduler.hear("ready"):
+        pass
+    scheduler.kill()
+    worker.kill()
+    eventually(lambda: not daemon.snapshot()["engines"])
+
+
+def test_a_worker_whose_gpu_copies_says_so_when_no_copy_runs(daemon):
+    worker = Process("worker", daemon, "engine", SLOT_BYTES, 1)
+    scheduler = Process("scheduler", daemon, "engine", SLOT_BYTES, 4)
+    while not scheduler.hear("ready"):
+        pass
+    scheduler.kill()
+    worker.hear("hung_up")  # its process lives on
+    eventually(lambda: not daemon.snapshot()["engines"])
+    worker.kill()

@@ -1,6 +1,8 @@
 """kvtierd with a GPU tier, on the fake driver: who gets its memory, what lies there, and what is said where it can't be."""
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -95,9 +97,9 @@ def test_a_worker_is_told_where_the_memory_is_and_nobody_else_is(daemon):
     with Engine(daemon.socket) as engine, Worker(daemon.socket) as worker, Peer(daemon.socket) as peer:
         watcher = peer.ask(observer_hello(), answer=protocol.Welcome)
         assert (len(worker.welcome.gpu), worker.welcome.gpu_capacity) == (64, 8 * MIB)
-        assert worker.welcome.gpu_uuid == bytes(range(16))
+        assert worker.welcome.gpu_uuid == bytes(range(16)) and len(worker.welcome.gpu_stamp) == 8
         for other in (engine.welcome, watcher):
-            assert (other.gpu, other.gpu_capacity, other.gpu_uuid) == (b"", 0, b"")
+            assert (other.gpu, other.gpu_capacity, other.gpu_uuid, other.gpu_stamp) == (b"", 0, b"", b"")
 
 
 def test_without_the_setting_there_is_no_such_tier(driver, tmp_path):
@@ -197,23 +199,57 @@ def test_stats_show_the_device(daemon):
     assert device[3] == "good" and device[-2:] == ["1", "engines"]
 
 
+def reading(engine: Engine, worker: Worker, daemon: KVTierd) -> None:
+    """The engine has a lease on a place, so its worker may be copying from there."""
+    worker.say(protocol.Mapped(maps_gpu=1))
+    engine.save(some_keys(1))
+    turn(engine, some_keys(1))
+    mirrored(daemon, 1)
+    assert min(engine.lookup(some_keys(1))) >= BASE
+
+
 def test_it_ends_when_those_who_read_there_have_ended_their_copies(daemon):
-    with Worker(daemon.socket) as reader, Worker(daemon.socket, "another") as other:
-        reader.say(protocol.Mapped(maps_gpu=1))
-        other.say(protocol.Mapped())
-        eventually(lambda: len(daemon.snapshot()["clients"]) == 3)
+    with Engine(daemon.socket) as engine, Worker(daemon.socket) as reader:
+        reading(engine, reader, daemon)
         os.kill(daemon.pid, signal.SIGTERM)
         assert reader.hear(protocol.Drain) == protocol.Drain()
         time.sleep(0.2)
         assert daemon.process.poll() is None, "it waits"
+        assert engine.lookup(some_keys(1))[0] < BASE, "nobody begins to read there now"
         reader.close()
         assert daemon.process.wait(PATIENCE_S) == 0
     assert "kvtierd ends" in daemon.said() and "did not end" not in daemon.said()
 
 
-def test_it_does_not_wait_for_ever(daemon):
-    with Worker(daemon.socket) as reader:
-        reader.say(protocol.Mapped(maps_gpu=1))
-        assert daemon.snapshot()["clients"]
+def test_it_ends_when_the_last_lease_on_a_place_is_over(daemon):
+    with Engine(daemon.socket) as engine, Worker(daemon.socket) as reader:
+        reading(engine, reader, daemon)
+        os.kill(daemon.pid, signal.SIGTERM)
+        assert reader.hear(protocol.Drain) == protocol.Drain()
+        engine.release()
+        assert daemon.process.wait(PATIENCE_S) == 0
+    assert "did not end" not in daemon.said()
+
+
+def test_an_engine_that_is_idle_is_not_waited_for(daemon):
+    """Its workers hear nothing before its next step."""
+    with Engine(daemon.socket) as engine, Worker(daemon.socket) as reader:
+        reading(engine, reader, daemon)
+        engine.release()
+        assert daemon.snapshot()["tiers"]["gpu"]["readers"] == 1
+        begun = time.monotonic()
+        assert daemon.terminate() == 0
+        assert time.monotonic() - begun < 4
+    assert "did not end" not in daemon.said()
+
+
+def test_it_does_not_wait_for_ever_though_it_ran_out_of_descriptors(daemon):
+    with Engine(daemon.socket) as engine, Worker(daemon.socket) as reader, contextlib.ExitStack() as stack:
+        reading(engine, reader, daemon)
+        used = len(os.listdir(f"/proc/{daemon.pid}/fd"))
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (used + 2, used + 2))
+        for _ in range(4):
+            stack.enter_context(Peer(daemon.socket))
+        eventually(lambda: "can't accept a connection" in daemon.said())
         assert daemon.terminate() == 0
         assert "an engine did not end its copies in 5 s; its loads from the GPU tier may fail" in daemon.said()

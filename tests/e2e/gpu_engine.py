@@ -7,6 +7,7 @@ import ctypes
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -139,11 +140,11 @@ class GpuEngine:
         eventually(lambda: self.step() or "mapped" in str(self.daemon.said))
         return self
 
-    def welcome(self, generation: int, gpu: bytes = b"", gpu_size: int = 0, gpu_uuid: bytes = b"") -> None:
+    def welcome(self, generation: int, **gpu: Any) -> None:
         self.arena = _native.Arena.create(ARENA, "kvtier-gpu-engine", pin=False)
         self.generation = generation
-        memory = Memory(generation, os.dup(self.arena.fd), ARENA, gpu, gpu_size, gpu_uuid)
-        self.daemon.arenas.append(memory)
+        no_gpu = Memory(generation, os.dup(self.arena.fd), ARENA, b"", 0, b"", b"")
+        self.daemon.arenas.append(replace(no_gpu, **gpu))
 
     def step(self) -> list[int]:
         """Jobs that vLLM hears are over."""

@@ -1,6 +1,7 @@
 """A worker whose engine has its KV cache in a GPU's memory: what it copies, when, and what it says when it can't."""
 
 import contextlib
+import ctypes
 import logging
 import subprocess
 import sys
@@ -75,8 +76,8 @@ def test_what_the_engine_computes_late_is_what_is_saved(make, gpu, path):
 def test_what_the_engine_computes_after_the_save_was_submitted_is_not_waited_for(make, gpu):
     engine = make().opened()
     engine.compute([3, 4], seed=1)
-    gpu.call("cuStreamSynchronize", gpu.stream)
     job = engine.save([3, 4], [5])
+    gpu.call("cuStreamSynchronize", gpu.stream)
     with busy(gpu):
         engine.compute([8, 9], seed=2)
         assert engine.ends(job)
@@ -258,19 +259,39 @@ def test_a_budget_of_nothing_is_no_limit(make, monkeypatch):
     assert limits == []
 
 
+def test_the_limit_of_saves_holds_for_the_copiers_that_an_arena_gets_which_is_not_registered_whole(make, gpu, monkeypatch):
+    limits: list[int] = []
+
+    class Noting(_native.CudaCopier):
+        def pace(self, bytes_per_s: int) -> None:
+            limits.append(bytes_per_s)
+            super().pace(bytes_per_s)
+
+    monkeypatch.setattr(_native, "CudaCopier", Noting)
+    gpu.driver.set(lockable_limit=0, register_delay_us=50_000)
+    engine = make(**{"copy.path": "batch", "copy.decode_budget": "1GiB"}).open()
+    engine.worker.step_begins(decodes=True)
+    eventually(lambda: engine.step() or engine.daemon.said)
+    assert engine.worker._copies.name == "async"
+    assert limits == [0, 1 << 30, 1 << 30]
+
+
 # --- the GPU tier -----------------------------------------------------------------------------------------------
 
 OWNER = """
-import sys, time
-from kvtier import _native
-driver = _native.CudaDriver.open(sys.argv[1])
-tier = _native.DeviceArena.create(driver, 1, 2 << 20)
-host = _native.Arena.create(2 << 20, "owner", pin=False)
-host.view()[:] = 77
-copier = _native.CudaCopier(driver, 1, path="async")
+import sys
 import numpy as np
+from kvtier import _native
+from kvtier.protocol import GPU_STAMP_BYTES, gpu_stamp_of
+driver = _native.CudaDriver.open(sys.argv[1])
+size = (2 << 20) + GPU_STAMP_BYTES
+tier = _native.DeviceArena.create(driver, 1, size)
+host = _native.Arena.create(size, "owner", pin=False)
+host.view()[: 2 << 20] = 77
+host.view()[2 << 20 :] = gpu_stamp_of(b"the seed").view(np.uint8)
+copier = _native.CudaCopier(driver, 1, path="async")
 column = lambda n: np.array([n], np.uint64)
-copier.wait(copier.submit(column(host.address), column(tier.address), column(2 << 20)))
+copier.wait(copier.submit(column(host.address), column(tier.address), column(size)))
 print(tier.handle.hex(), driver.devices[1]["uuid"], flush=True)
 sys.stdin.read()
 """
@@ -283,7 +304,8 @@ def tier(gpu: FakeGpu) -> Iterator[dict[str, object]]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdin and owner.stdout
         handle, uuid = owner.stdout.readline().split()
-        yield {"gpu": bytes.fromhex(handle), "gpu_size": 2 * MIB, "gpu_uuid": bytes.fromhex(uuid)}
+        there = {"gpu": bytes.fromhex(handle), "gpu_size": 2 * MIB}
+        yield {**there, "gpu_uuid": bytes.fromhex(uuid), "gpu_stamp": b"the seed"}
         owner.stdin.close()
 
 
@@ -306,6 +328,14 @@ def test_what_was_loaded_from_the_gpu_tier_counts_for_nothing_when_its_owner_is_
     assert engine.worker.take_failed_loads() == {"doubtful"}
 
 
+def test_a_worker_that_came_back_without_the_gpu_tier_fails_a_load_from_there_and_goes_on(make):
+    engine = make().opened()
+    assert not engine.ends(engine.load([0, 1], [GPU_BASE], "unlucky"))
+    assert engine.worker.take_failed_loads() == {"unlucky"}
+    wanted = engine.fill_slot(1, seed=9)
+    assert engine.ends(engine.load([0, 1], [1])) and engine.block([0, 1]) == wanted
+
+
 def test_a_gpu_tier_that_cannot_be_mapped_is_done_without_and_said_once(make, tier, caplog):
     engine = make().opened(**{**tier, "gpu_uuid": bytes(16)})
     assert engine.daemon.said[0][2] is False
@@ -319,6 +349,47 @@ def test_a_handle_that_the_driver_refuses_is_a_line_in_the_log(make, gpu, tier, 
     engine = make().opened(**tier)
     assert engine.daemon.said[0][2] is False
     assert "cuIpcOpenMemHandle" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["batch", "async", "kernel"])
+def test_a_gpu_where_one_bit_of_the_tier_s_stamp_arrives_wrong_reads_ram_and_says_so_once(make, gpu, tier, caplog, path):
+    allocations = gpu.driver.get("live_allocations")
+    with _native.DeviceArena.attach(gpu.driver.open(), 1, tier["gpu"], 4 * MIB) as there:
+        last = there.address + 4 * MIB - 1
+        ctypes.memset(last, ctypes.string_at(last, 1)[0] ^ 1, 1)
+    engine = make(**{"copy.path": path}).opened(**tier)
+    assert engine.daemon.said == [("mapped", ARENA, False, path)]
+    engine.daemon.draining = True
+    engine.step()
+    engine.welcome(2, **tier)
+    eventually(lambda: engine.step() or len(engine.daemon.said) == 3)
+    assert gpu.driver.get("live_ipc_maps") == 0 and gpu.driver.get("live_allocations") == allocations + 1  # its KV cache
+    assert caplog.text.count("arrive wrong at this GPU (IOMMU or ACS?)") == 1
+    wanted = engine.fill_slot(1, seed=9)
+    assert engine.ends(engine.load([0, 1], [1])) and engine.block([0, 1]) == wanted
+
+
+def test_a_stamp_that_can_not_be_read_is_no_stamp(make, gpu, tier, caplog):
+    first, engine = make(), make()
+    before = gpu.driver.calls("cuMemAlloc_v2")
+    first.opened()
+    gpu.driver.fail("cuMemAlloc_v2", 2, at=gpu.driver.calls("cuMemAlloc_v2") - before + 1)  # what it is read into
+    engine.opened(**tier)
+    assert engine.daemon.said[0][2] is False
+    assert "the GPU tier can't be mapped" in caplog.text
+
+
+def test_while_the_stamp_is_read_no_step_waits_and_a_daemon_that_goes_leaves_nothing(make, gpu, tier):
+    engine = make().opened()
+    engine.daemon.draining = True
+    engine.step()
+    gpu.driver.set(max_delay_us=300)
+    engine.welcome(2, **tier)
+    eventually(lambda: engine.step() or gpu.driver.get("live_ipc_maps") == 1)
+    engine.daemon.draining = True
+    engine.step()
+    assert [word[0] for word in engine.daemon.said] == ["mapped", "hung up", "hung up"]
+    eventually(lambda: gpu.driver.get("live_ipc_maps") + gpu.driver.get("live_registrations") == 0)
 
 
 def test_nothing_is_saved_into_the_gpu_tier(make, tier, caplog):

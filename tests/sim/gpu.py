@@ -193,6 +193,7 @@ class Gpu:
 
     def all_is_quiet(self) -> None:
         assert self.mirror.is_idle and not self._promised, "something of the device never ends"
+        assert not self.mirror.reading, "leases on places that nobody has: the end of the daemon would wait for them"
         for size, heap in self.mirror._oldest.items():
             named = {slot for _, slot in heap}
             lost = [slot for slot in self.copies() if self.mirror._has_copy(slot, size) and slot not in named]

@@ -17,7 +17,8 @@ from kvtierd import PATIENCE_S, SLOT, Engine, KVTierd, eventually, scheduler_hel
 
 from kvtier import _native, client, protocol
 from kvtier.block import ABSENT, KEY_BYTES
-from kvtier.client import SchedulerClient, WorkerClient, default_socket
+from kvtier.client import SchedulerClient, default_socket
+from kvtier.worker_client import WorkerClient
 
 on_healthy_daemon = pytest.mark.usefixtures("healthy")
 LARGEST_TOUCH = bytes(KEY_BYTES * protocol.KEYS_MAX)
@@ -113,7 +114,7 @@ def test_an_engine_is_ready_when_all_its_workers_have_mapped_the_arena(kvtierd):
     assert not scheduler.ready
     arena = eventually(lambda: worker.poll(1.0) or worker.take_arena())
     assert (arena.generation, arena.size) == (scheduler.generation, 64 * 1024**2)
-    assert (arena.gpu, arena.gpu_size, arena.gpu_uuid) == (b"", 0, b"")  # this daemon has no GPU tier
+    assert (arena.gpu, arena.gpu_size, arena.gpu_uuid, arena.gpu_stamp) == (b"", 0, b"", b"")  # this daemon has no GPU tier
     _native.Arena.attach(arena.fd, arena.size).close()
     os.close(arena.fd)
     assert worker.take_arena() is None

@@ -8,7 +8,8 @@ from kvtierd import KVTierd, eventually, scheduler_hello, some_keys, worker_hell
 
 from kvtier import observer
 from kvtier.block import BELOW
-from kvtier.client import SchedulerClient, WorkerClient
+from kvtier.client import SchedulerClient
+from kvtier.worker_client import WorkerClient
 
 
 @pytest.fixture(scope="module")

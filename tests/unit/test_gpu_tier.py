@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import build as fake_cuda
+from fake_driver import NOTHING_LEFT, fake_driver
 
 from kvtier import _native
 from kvtier.block import KEY_BYTES, SLOT_UNIT
+from kvtier.protocol import GPU_STAMP_BYTES, gpu_stamp_of
 from kvtier.tiers import gpu as gpu_module
 from kvtier.tiers.gpu import GpuTier, device_named
 from kvtier.transfer import Demote, Erase, Finished, Flush, Forget, Promote, Remember, Transfer
@@ -107,6 +109,14 @@ def test_nothing_is_promised_to_survive(bench):
     assert len(bench.tier.recovered.keys) == 0
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_that_nobody_expected_is_heard_by_whoever_polls(bench):
+    bench.tier.start(Erase(1, 1 << 20, SLOT_UNIT))  # beyond the device's memory: nobody may ask that
+    with pytest.raises(RuntimeError, match="the GPU tier's thread has ended"):
+        bench.wait(1)
+    assert bench.tier.state()["pending"] == 1
+
+
 # --- who goes first ----------------------------------------------------------------------------------------------
 
 
@@ -117,6 +127,22 @@ def test_a_read_waits_for_a_few_of_the_writes_before_it(bench):
     done = [done.ticket for done in bench.do(*writes, Promote(99, KEY, 64, 0, SLOT_UNIT, first.checksum))]
     assert done.index(99) <= 2 * gpu_module.AT_ONCE
     assert sorted(done) == [*range(2, 22), 99]
+
+
+def test_behind_the_places_lies_the_stamp_and_stays(bench):
+    bench.arena[:SLOT_UNIT] = 7
+    bench.do(demote(1, place=4 * MIB // SLOT_UNIT - 1), Erase(2, 0, SLOT_UNIT))
+    behind = ctypes.string_at(bench.tier._memory.address + 4 * MIB, GPU_STAMP_BYTES)
+    assert behind == gpu_stamp_of(bench.tier.stamp).tobytes()
+
+
+def test_without_its_stamp_there_is_no_tier_and_nothing_is_left():
+    with fake_driver() as fake:
+        GpuTier(fake.open(), 0, 4 * MIB, np.zeros(8 * MIB, np.uint8)).close()
+        fake.fail("cuMemcpyAsync", 1, at=fake.calls("cuMemcpyAsync"))  # the last of them
+        with pytest.raises(RuntimeError, match="cuMemcpyAsync"):
+            GpuTier(fake.open(), 0, 4 * MIB, np.zeros(8 * MIB, np.uint8))
+        assert fake.live() == NOTHING_LEFT
 
 
 def test_what_it_did_is_counted(bench):

@@ -278,3 +278,12 @@ def test_a_released_lookup_hears_nothing(daemon):
     daemon.store.release("a", 1, 0)
     daemon.run()
     assert daemon.answers() == {}
+
+
+def test_a_lookup_that_is_released_before_its_answer_was_sent_hears_nothing(daemon):
+    below(daemon, 1, 2)
+    daemon.look_up(1, 1)
+    daemon.look_up(2, 2)
+    daemon.run()
+    daemon.store.release("a", 1, 0)  # in the same breath, as a request that was due and then given up
+    assert list(daemon.answers()) == [2]

@@ -168,6 +168,27 @@ def test_the_time_of_a_load_from_the_device_says_nothing_of_ram(desk):
     assert not desk.mirror.released(("reader", 1)), "it is over"
 
 
+def test_who_may_be_reading_is_known_until_the_lease_is_over_or_the_engine_gone(desk):
+    desk.save("a")
+    desk.turn("a")
+    assert desk.mirror.reading == set(), "there was no copy yet"
+    desk.mirror.answered(("reader", 7), desk.ram.index.find(keys("a")))
+    desk.mirror.answered(("another", 7), desk.ram.index.find(keys("a")))
+    assert desk.mirror.reading == {"reader"}
+    desk.mirror.released(("reader", 7))
+    assert desk.mirror.reading == set()
+    desk.mirror.answered(("reader", 8), desk.ram.index.find(keys("a")))
+    desk.mirror.left("reader")
+    assert desk.mirror.reading == set()
+
+
+def test_when_the_daemon_ends_nobody_is_told_of_places_any_more(desk):
+    desk.save("a")
+    desk.turn("a")
+    desk.mirror.end()
+    assert desk.ask("a") == desk.slots("a").tolist()
+
+
 # --- how long it stays -------------------------------------------------------------------------------------------
 
 

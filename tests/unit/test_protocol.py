@@ -2,8 +2,10 @@
 
 import struct
 from dataclasses import astuple, fields
+from hashlib import sha256
 
 import msgpack
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from kvtier.errors import CODES, FrameError, ProtocolError
 HELLO = protocol.Hello(protocol.VERSION, protocol.SCHEDULER, "engine", b"n" * 32, 1 << 20, 128, 64)
 ONE_OF_EACH = [
     HELLO,
-    protocol.Welcome(protocol.VERSION, 7, 1 << 30, b"s" * 32, 64, b"w" * 32, b"g" * 64, 1 << 31, b"u" * 16),
+    protocol.Welcome(protocol.VERSION, 7, 1 << 30, b"s" * 32, 64, b"w" * 32, b"g" * 64, 1 << 31, b"u" * 16, b"s" * 8),
     protocol.Mapped(1 << 30, 1, "batch"),
     protocol.Workers(2),
     protocol.Lookup(1, b"k" * 32, 1, "request", 300, 128, 5_000, b"w" * 16),
@@ -197,6 +199,7 @@ ENTRY_BYTES = {
     "witness_secret": SECRET_BYTES,
     "gpu": 64,
     "gpu_uuid": 16,
+    "gpu_stamp": 8,
 }
 
 
@@ -245,11 +248,17 @@ def test_a_witness_or_a_tenant_is_one_key_or_none():
 
 
 def test_the_gpu_tiers_memory_has_one_handle_and_lies_on_one_device():
-    welcome = protocol.Welcome(protocol.VERSION, 7, 1 << 30, b"", 0, b"", b"g" * 64, 1 << 31, b"u" * 16)
+    welcome = protocol.Welcome(protocol.VERSION, 7, 1 << 30, b"", 0, b"", b"g" * 64, 1 << 31, b"u" * 16, b"s" * 8)
     assert hear(protocol.encode(welcome)) == [welcome]
-    for name, value in (("gpu", bytes(128)), ("gpu_uuid", bytes(32))):
+    for name, value in (("gpu", bytes(128)), ("gpu_uuid", bytes(32)), ("gpu_stamp", bytes(16))):
         with pytest.raises(FrameError, match=rf"Welcome\.{name} is more than one"):
             hear(changed(welcome, name, value))
+
+
+def test_a_stamp_is_of_its_seed_and_stays_the_same_in_all_releases():
+    stamp = protocol.gpu_stamp_of(b"8 bytes!")
+    assert stamp.nbytes == protocol.GPU_STAMP_BYTES and sha256(stamp.tobytes()).hexdigest()[:16] == "6783414e9702be34"
+    assert not np.array_equal(stamp, protocol.gpu_stamp_of(b"8 others"))
 
 
 def test_a_worker_copies_in_a_way_that_there_is():
