@@ -46,13 +46,13 @@ $(V)/.kvtier: $(V)/.engine $(SOURCES)
 	$(INSTALL) --no-deps --no-build-isolation --reinstall-package kvtier .
 	touch $@
 
-# Pure tests on all cores; then, alone on the machine, those with daemons, drives and engines. 5: no such tests.
-PURE := tests/unit tests/sim tests/fake_cuda tests/test_style.py
-REAL := tests/contract tests/daemon tests/crash tests/e2e tests/gpu
+# Those that need no quiet on all cores; then, one by one, those with drives that fail and with engines. 5: no such tests.
+TOGETHER := tests/unit tests/contract tests/daemon tests/sim tests/fake_cuda tests/test_style.py
+ALONE := tests/crash tests/e2e tests/gpu
 
 test: $(V)/.kvtier
-	$(PYTEST) -n auto -m "not long" $(PURE) $(ARGS) || test $$? -eq 5
-	$(PYTEST) -m "not long" $(REAL) $(ARGS) || test $$? -eq 5
+	$(PYTEST) -n auto -m "not long" $(TOGETHER) $(ARGS) || test $$? -eq 5
+	$(PYTEST) -m "not long" $(ALONE) $(ARGS) || test $$? -eq 5
 
 test-long: $(V)/.kvtier
 	$(PYTEST) -m long $(ARGS) || test $$? -eq 5

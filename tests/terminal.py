@@ -34,7 +34,8 @@ class Terminal:
         if self.pid == 0:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a run in the background ignores it, and so would this child
             program, *arguments = map(str, words)
-            os.execve(COMMANDS / program, [program, *arguments], {**os.environ, "TERM": "xterm-256color"})
+            of_its_own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+            os.execve(COMMANDS / program, [program, *arguments], {**of_its_own, "TERM": "xterm-256color"})
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("4H", *size, 0, 0))
         self.shown = ""
 
