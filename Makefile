@@ -47,8 +47,8 @@ $(V)/.kvtier: $(V)/.engine $(SOURCES)
 	touch $@
 
 # Those that need no quiet on all cores; then, one by one, those with drives that fail and with engines. 5: no such tests.
-TOGETHER := tests/unit tests/contract tests/daemon tests/sim tests/fake_cuda tests/test_style.py
-ALONE := tests/crash tests/e2e tests/gpu
+TOGETHER := tests/unit tests/daemon tests/sim tests/fake_cuda tests/test_style.py
+ALONE := tests/contract tests/crash tests/e2e tests/gpu
 
 test: $(V)/.kvtier
 	$(PYTEST) -n auto -m "not long" $(TOGETHER) $(ARGS) || test $$? -eq 5
