@@ -42,7 +42,7 @@ EXIT_CONFIG, EXIT_FAULT = 2, 70
 BLOCK_BYTES_USUAL = 512 * config.KIB  # for so many blocks the index has room at once; for more it grows by itself
 TABLE_KEYS_MAX = 4_000_000
 DRAIN = 0  # the flush before the end; observers' flushes have other numbers
-GPU_ALIGN = 2 * config.MIB
+ALIGN = 2 * config.MIB  # of what is taken of memories
 GPU_DRAIN_S = 5.0  # so long workers may take to end copies from the GPU tier
 TICK_S = 0.05  # between looks at the clock
 WIPE_BYTES = 4 * config.MIB  # zeroed at a time, in about a millisecond; then whoever waits is served
@@ -259,10 +259,10 @@ class Daemon:
             driver = _native.CudaDriver.open()
             if driver.reason:
                 raise ValueError(driver.reason)
-            if wanted < GPU_ALIGN:
-                raise ValueError(f"at least {format_size(GPU_ALIGN)} are of use")
+            if wanted < ALIGN:
+                raise ValueError(f"at least {format_size(ALIGN)} are of use")
             device = device_named(self.settings.text("gpu.device"), driver.devices)
-            tier = GpuTier(driver, device, wanted // GPU_ALIGN * GPU_ALIGN, arena.view())
+            tier = GpuTier(driver, device, wanted // ALIGN * ALIGN, arena.view())
         except (ValueError, MemoryError, RuntimeError, OSError) as error:
             cure = "change gpu.device or gpu.capacity, or set gpu.capacity = 0 to do without the GPU tier"
             raise DaemonError(f"can't have gpu.capacity = {format_size(wanted)}: {error}; {cure}") from None
@@ -271,8 +271,7 @@ class Daemon:
         return tier
 
     def _make_arena(self) -> _native.Arena:
-        align = 2 * config.MIB
-        size = self.settings.count("cpu.capacity") // align * align
+        size = self.settings.count("cpu.capacity") // ALIGN * ALIGN
         log.info("taking %s of RAM", format_size(size))
         try:
             node = topology.arena_node(self.settings.text("cpu.numa"))

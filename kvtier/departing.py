@@ -14,11 +14,10 @@ import contextlib
 import os
 from collections.abc import Callable
 
-from kvtier import protocol
 from kvtier.members import Client
+from kvtier.protocol import FAREWELL
 
 GRACE_S = 5.0
-FAREWELL = protocol.encode(protocol.Mapped())  # the last that a worker says whose copies are done
 
 
 class Departing:

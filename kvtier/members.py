@@ -35,7 +35,7 @@ class Client:
     @property
     def copies_by_gpu(self) -> bool:
         """A worker whose copies don't end with its threads."""
-        return self.mapped is not None and self.mapped.copies not in ("", "memcpy")
+        return self.mapped is not None and self.mapped.by_gpu
 
     def keep_last(self, data: bytes) -> None:
         self.last_words = (self.last_words + data[-LAST_WORDS:])[-LAST_WORDS:]
@@ -69,7 +69,7 @@ class Members:
         """How its workers copy, as JSON values; bytes of an arena of `capacity`. One that copies by DMA and could not
         register all of it, for it may lock too little memory, is slow with the rest: that is what is `unpinned`."""
         mapped = self.mapped()
-        dma = [worker.pinned for worker in mapped if worker.copies not in ("", "memcpy")]
+        dma = [worker.pinned for worker in mapped if worker.by_gpu]
         return {
             "copies": sorted({worker.copies for worker in mapped if worker.copies}),
             "maps_gpu": self.maps_gpu,

@@ -105,6 +105,11 @@ class Mapped:  # may be said again, when something of this has changed
     maps_gpu: int = 0  # 1: it reads the GPU tier
     copies: str = ""  # how: one of COPIES; empty where nobody says
 
+    @property
+    def by_gpu(self) -> bool:
+        """Copies don't end with the worker's threads, and want registered memory."""
+        return self.copies not in COPIES[:2]
+
 
 @dataclass(frozen=True, slots=True)
 class Workers:
@@ -300,6 +305,9 @@ def _largest(value: object) -> int:
     """In place of a counter that has outgrown msgpack's integers: it must not end the daemon."""
     assert type(value) is int, value
     return COUNT_MAX
+
+
+FAREWELL = encode(Mapped())  # the last that a worker says whose copies are done
 
 
 def decode(body: bytes) -> Message:

@@ -145,10 +145,10 @@ class Retention:
         """They come back from it, and nobody says what they hold: perhaps something that is to be forgotten."""
         self._forgetting.hide(engine, slots)
 
-    def over(self, engine: str, request: str, keys: bytes, namespace: int, kind: Kind, now: float) -> None:
-        """A request is over; all its blocks that are here."""
+    def over(self, engine: str, request: str, keys: bytes, namespace: int, kind: Kind, now: float) -> np.ndarray:
+        """A request is over; `keys` of all its blocks. The slots of those that are here."""
         if self._forgetting.over(engine, request):
-            return
+            return self._standing.here(keys)
         session = self._sessions.of_request(engine, request)
         saved = b"" if session is None else b"".join(session.requests[engine, request])
         if request and keys and session is None:  # it never asked
@@ -169,6 +169,7 @@ class Retention:
             self._standing.retire(self._sessions.nobodys(keys + saved))
         if self._lower is not None:
             self._lower.demotions.request_ended(here)
+        return here
 
     def left(self, engine: str, now: float) -> None:
         """It is gone: its requests are over, and nobody says what they had."""

@@ -304,10 +304,9 @@ class BlockStore:
     def touch(self, engine: str, keys: bytes, request: str = "", now: float = 0.0) -> None:
         """A request is over. Its keys in prefix order, so that a conversation loses its tail first."""
         mine, self.ram.now = self.lending.engines[engine], max(now, self.ram.now)
-        self.retention.over(engine, request, keys, mine.namespace, mine.kind, now)
+        here = self.retention.over(engine, request, keys, mine.namespace, mine.kind, now)
         if self.mirror is not None:
-            slots = self.ram.index.find(keys)
-            self.mirror.over(slots[slots != ABSENT].astype(np.intp))
+            self.mirror.over(here)
 
     def tick(self, now: float) -> None:
         """Time has passed; a few times a second."""

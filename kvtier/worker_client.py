@@ -19,7 +19,7 @@ class WorkerClient(Client):
     def __init__(self, path: Path, hello: protocol.Hello) -> None:
         super().__init__(path, hello)
         self.draining = False
-        self._copies = ""  # as it has said
+        self._mapped = protocol.Mapped()  # what it has said
         self._fd = -1
         self._welcome: protocol.Welcome | None = None
 
@@ -32,15 +32,15 @@ class WorkerClient(Client):
 
     def mapped(self, now: float, pinned: int = 0, maps_gpu: bool = False, copies: str = "memcpy") -> None:
         """It can copy, as protocol.Mapped has it. To be said again when that has changed."""
-        self._copies = copies
-        self.send(protocol.encode(protocol.Mapped(pinned, int(maps_gpu), copies)), now)
+        self._mapped = protocol.Mapped(pinned, int(maps_gpu), copies)
+        self.send(protocol.encode(self._mapped), now)
 
     def close(self) -> None:
         """No copy runs. The daemon is told: else it waits for the end of a process whose GPU may write."""
-        if self._sock is not None and self._copies not in ("", "memcpy"):
+        if self._sock is not None and self._mapped.by_gpu:
             with contextlib.suppress(OSError):
-                self._sock.send(protocol.encode(protocol.Mapped()))
-        self._copies = ""
+                self._sock.send(protocol.FAREWELL)
+        self._mapped = protocol.Mapped()
         super().close()
 
     def poll(self, now: float) -> None:

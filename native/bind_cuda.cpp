@@ -162,9 +162,9 @@ void bind_device_arena(nb::module_& m) {
   nb::class_<DeviceArena>(
       m, "DeviceArena",
       "One region of a GPU's memory that other processes can map by its handle.\n\n"
-      "Made by DeviceArena.create (the owner) or DeviceArena.attach (a guest). When the owner closes or dies, the\n"
-      "memory is gone for its guests too, and their copies fail. Usable in a with statement. Every property and\n"
-      "zero() raise ValueError after close(), and RuntimeError in a forked child.")
+      "Made by DeviceArena.create (the owner) or DeviceArena.attach (a guest). The owner closes it when no guest\n"
+      "copies; what a guest reads after the owner's end means nothing. Usable in a with statement. Every property\n"
+      "and zero() raise ValueError after close(), and RuntimeError in a forked child.")
       .def_static("create", &DeviceArena::create, "driver"_a, "device"_a, "size"_a, ReleaseGil(),
                   "Take `size` bytes (a positive multiple of 2 MiB) on GPU `device`, zeroed.\n\n"
                   "Raises ValueError (the size, no usable driver, no such device), MemoryError (says how much is\n"

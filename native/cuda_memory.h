@@ -51,8 +51,8 @@ class CudaPin {
 
 // One region of a GPU's memory that other processes can map by its handle.
 //
-// Who makes it owns it: when the owner closes or dies, the memory is gone for its guests too, and a guest's copy then
-// fails. A handle can't be opened in the process that made it. A guest's GPU must be the owner's or a peer of it.
+// Who makes it owns it, and closes it when no guest copies: what a guest reads after the owner's end means nothing,
+// be it that the copy fails or that the driver keeps the memory for a while. A handle can't be opened in the process that made it. A guest's GPU must be the owner's or a peer of it.
 class DeviceArena {
  public:
   // `size` bytes, zeroed. Throws std::invalid_argument (size no positive multiple of 2 MiB, no usable driver, no such

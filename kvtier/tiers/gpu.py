@@ -6,8 +6,8 @@ Everything that takes time is done by one thread: it checksums a slot, hands the
                          checksum, copy, zero
 
 The memory is this process's own. Engines map it by `handle` and read it themselves (mirror.py says what). Whoever
-closes the tier first waits for their copies. When this process is killed, the driver keeps the memory for those who have
-mapped it; should a copy fail all the same, a load has failed. A new daemon has new memory under a new generation.
+closes the tier first waits for their copies. When this process is killed, what they still read means nothing, whether
+the driver keeps the memory for them or not, and the load has failed. A new daemon has new memory under a new generation.
 
 Behind the places lies a stamp that engines know (protocol.gpu_stamp_of). There are machines where one GPU reads wrong
 bytes from another and no error is reported; an engine that reads another stamp there reads no places.
@@ -123,11 +123,14 @@ class GpuTier:
 
     def _write(self, content: np.ndarray, address: int) -> None:
         """Before the thread begins. RuntimeError."""
-        ends = (content.ctypes.data, address, content.nbytes)
-        self._copier.wait(self._copier.submit(*(np.array([number], np.uint64) for number in ends)))
+        self._copier.wait(self._submit(content.ctypes.data, address, content.nbytes))
         for _, _, _, error in self._copier.poll():
             if error:
                 raise RuntimeError(error)
+
+    def _submit(self, source: int, target: int, size: int) -> int:
+        """One piece. Its ticket."""
+        return int(self._copier.submit(*(np.array([number], np.uint64) for number in (source, target, size))))
 
     # --- the thread ------------------------------------------------------------------------------------------------
 
@@ -172,8 +175,8 @@ class GpuTier:
             assert isinstance(order, Demote | Promote)
             checksum = self._checksum(order) if isinstance(order, Demote) else 0
             slot, place = self._address + order.slot * SLOT_UNIT, self._memory.address + order.place * SLOT_UNIT
-            ends = (slot, place) if isinstance(order, Demote) else (place, slot)
-            return self._copier.submit(*(np.array([number], np.uint64) for number in (*ends, order.size))), checksum, ""
+            source, target = (slot, place) if isinstance(order, Demote) else (place, slot)
+            return self._submit(source, target, order.size), checksum, ""
         except RuntimeError as error:
             return 0, 0, str(error)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kvtierd import Engine, KVTierd, Worker, eventually
 
-from kvtier import departing, protocol
+from kvtier import protocol
 
 HELD_S = 0.5  # a daemon that gives slots back at once takes milliseconds
 BY_GPU = protocol.Mapped(0, 0, "batch")
@@ -52,7 +52,7 @@ def test_one_that_says_farewell_is_gone_at_once_also_when_it_was_told_to_hang_up
     engine, worker = up(daemon, BY_GPU)
     engine.close()
     worker.hear(protocol.Drain)
-    worker.sock.sendall(departing.FAREWELL)
+    worker.sock.sendall(protocol.FAREWELL)
     worker.close()
     eventually(lambda: engines(daemon) == [])
 
@@ -63,7 +63,7 @@ def test_farewell_is_heard_from_one_that_was_refused_meanwhile(daemon):
     worker.hear(protocol.Snapshot)
     worker.sock.sendall(b"\xff" * 64)  # no frame: it is told to hang up when its copies are done
     worker.hear(protocol.Error)
-    worker.sock.sendall(departing.FAREWELL)
+    worker.sock.sendall(protocol.FAREWELL)
     worker.close()
     engine.close()
     eventually(lambda: engines(daemon) == [])

@@ -69,9 +69,9 @@ class Process:
 class EngineProcesses:
     """A scheduler and a worker: up, with blocks saved, a lease held, slots lent."""
 
-    def __init__(self, daemon: KVTierd, name: str, lend: int = 8) -> None:
+    def __init__(self, daemon: KVTierd, name: str, lend: int = 8, by_gpu: bool = False) -> None:
         self.name = name
-        self.worker = Process("worker", daemon, name, SLOT_BYTES)
+        self.worker = Process("worker", daemon, name, SLOT_BYTES, int(by_gpu))
         self.scheduler = Process("scheduler", daemon, name, SLOT_BYTES, lend)
         while not self.scheduler.hear("ready"):
             pass
@@ -234,6 +234,22 @@ def test_a_scheduler_that_lost_its_worker_is_not_ready_and_keeps_its_slots(daemo
     assert engine.worker.hear("generation") == engine.generation
 
 
+# --- copies of a GPU --------------------------------------------------------------------------------------------
+
+
+def test_a_worker_whose_gpu_copies_is_gone_when_its_process_has_ended(daemon):
+    EngineProcesses(daemon, "dies", by_gpu=True).kill()
+    eventually(lambda: not daemon.snapshot()["engines"])
+
+
+def test_a_worker_whose_gpu_copies_says_so_when_no_copy_runs(daemon):
+    engine = EngineProcesses(daemon, "dies", by_gpu=True)
+    engine.scheduler.kill()
+    engine.worker.hear("hung_up")  # its process lives on
+    eventually(lambda: not daemon.snapshot()["engines"])
+    engine.worker.kill()
+
+
 # --- many ---------------------------------------------------------------------------------------------------------
 
 
@@ -250,24 +266,3 @@ def test_nothing_leaks_when_engines_come_and_die_many_times(daemon):
     assert (cpu["lent_bytes"], cpu["leased_bytes"]) == (0, 0)
     assert cpu["used_bytes"] == cpu["blocks"] * SLOT_BYTES
     assert daemon.counter("engines_gone") == 40
-
-
-def test_a_worker_whose_gpu_copies_is_gone_when_its_process_has_ended(daemon):
-    worker = Process("worker", daemon, "engine", SLOT_BYTES, 1)
-    scheduler = Process("scheduler", daemon, "engine", SLOT_BYTES, 4)
-    while not scheduler.hear("ready"):
-        pass
-    scheduler.kill()
-    worker.kill()
-    eventually(lambda: not daemon.snapshot()["engines"])
-
-
-def test_a_worker_whose_gpu_copies_says_so_when_no_copy_runs(daemon):
-    worker = Process("worker", daemon, "engine", SLOT_BYTES, 1)
-    scheduler = Process("scheduler", daemon, "engine", SLOT_BYTES, 4)
-    while not scheduler.hear("ready"):
-        pass
-    scheduler.kill()
-    worker.hear("hung_up")  # its process lives on
-    eventually(lambda: not daemon.snapshot()["engines"])
-    worker.kill()
