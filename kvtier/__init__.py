@@ -53,7 +53,7 @@ session: let it leave RAM; *forget* it: remove it from every tier, *wipe* its sl
 Layers; a file imports only from lower ones. What decides, layers 0 to 7, is pure: no clock, no randomness, no I/O.
 
     0  errors block
-    1  index arena policy stats protocol config transfer admission estimators guard ghosts hints returns
+    1  index arena policy stats protocol config transfer admission estimators guard ghosts hints returns known
     2  ram extents cost lineage ranking own_queues
     3  demotion staging mirror decision session s3fifo arc
     4  lower deciding categories expecting pins
