@@ -30,7 +30,9 @@ def open_remote(url: str, settings: Mapping[str, object]) -> Remote:
     scheme = urlsplit(url).scheme
     kind = KINDS.get(scheme)
     if kind is None:
-        raise ConfigError(f"no remote is of the kind {scheme + '://' if scheme else url!r}; there are {', '.join(sorted(KINDS))}")
+        raise ConfigError(
+            f"no kind of remote is {scheme!r}; its URL begins with one of {', '.join(sorted(KINDS))}, and ://"
+        )
     try:
         module = importlib.import_module(f"{__name__}.{kind.module}")
     except ModuleNotFoundError as error:

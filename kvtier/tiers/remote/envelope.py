@@ -6,8 +6,8 @@ The checksum is the crc32c of key and content, as the drives have it. A node's o
 by its digest. Keys are made with the epoch, so a value of another epoch is found under no key of this one; it is here for
 those who move or clean up values without asking an engine.
 
-Nothing that comes from a remote is believed before `read` has seen it. Only one thing that we can't read is not Corrupt: our
-magic with another version, so that two releases can share a store and neither deletes what the other wrote.
+Nothing that comes from a remote is believed before `read` has seen it. Only one thing that we can't read is not Corrupt:
+our magic with another version, so that two releases can share a store and neither deletes what the other wrote.
 """
 
 import struct
@@ -40,6 +40,7 @@ class Header(NamedTuple):
 
 
 def name_of(digest: bytes, key: BlockKey) -> str:
+    assert len(key) == KEY_BYTES
     return f"{digest.hex()[:DIGEST_SHOWN]}/{key.hex()}"
 
 
