@@ -113,7 +113,12 @@ class RemoteTier:
     @property
     def read_only(self) -> bool:
         """It is left alone for a while, or takes no writes."""
-        return not self._breaker.is_closed or time.monotonic() < self._refused_until
+        return self.is_away or time.monotonic() < self._refused_until
+
+    @property
+    def is_away(self) -> bool:
+        """It is left alone: nothing is even tried."""
+        return not self._breaker.is_closed
 
     def start(self, transfer: Transfer) -> None:
         if self._closed:
@@ -134,7 +139,7 @@ class RemoteTier:
 
     def _fault(self, job: _Job) -> str:
         """Why this isn't even tried now."""
-        if not self._breaker.is_closed:
+        if self.is_away:
             return "unreachable"
         return self._refusal if job.is_write and time.monotonic() < self._refused_until else ""
 
@@ -252,7 +257,7 @@ class RemoteTier:
             is_answer = fault in ("full", "gone") or (fault == "refused" and job.is_write)
             self._breaker.ended(now, "" if is_answer else self._reason)
             self._end_all(job, fault)
-        if not self._breaker.is_closed:
+        if self.is_away:
             self._leave_alone()
         self._go_on()
 
@@ -343,7 +348,7 @@ class RemoteTier:
         now = self._loop.time()
         was_closed = self._breaker.is_closed
         self._breaker.check(now)
-        if was_closed and not self._breaker.is_closed:
+        if was_closed and self.is_away:
             self._leave_alone()
         elif now >= self._breaker.probe_at:
             self._breaker.probe(now)
