@@ -154,11 +154,19 @@ def test_many_at_once(kind):
 # --- deadlines ---------------------------------------------------------------------------------------------------
 
 
-def test_a_deadline_at_any_moment_leaves_the_memory_alone_and_the_remote_usable(kind, name):
+@pytest.mark.parametrize("beside", [0, 2])
+def test_a_deadline_at_any_moment_leaves_the_memory_alone_and_the_remote_usable(kind, name, beside):
     value = Value.random(2 * MIB)
+
+    async def read_for_ever(remote):
+        other = Value.random(2 * MIB)
+        while True:
+            await other.get(remote, name)
 
     async def interrupt(remote):
         await value.put(remote, name)
+        others = [asyncio.create_task(read_for_ever(remote)) for _ in range(beside)]
+        await asyncio.sleep(0.01)
         interrupted = 0
         for step in range(30):
             value.into_body[:] = bytes(len(value.into_body))
@@ -170,7 +178,10 @@ def test_a_deadline_at_any_moment_leaves_the_memory_alone_and_the_remote_usable(
                 value.into_body[:] = marked = b"\x5a" * len(value.into_body)
                 await asyncio.sleep(0.003)
                 assert value.into_body == marked
-        assert interrupted
+        assert interrupted or not beside
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
         assert await value.get(remote, name)
 
     kind.run(interrupt)

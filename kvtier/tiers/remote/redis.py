@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -22,6 +23,7 @@ PORT = 6379
 ESCAPED = (
     "in a password, write / ? # @ : % as %2F %3F %23 %40 %3A %25"  # what is wrong may be half a password: it isn't shown
 )
+NEAR = ("127.0.0.1", "::1", "localhost")
 SETTINGS = ("username", "password", "password_file", "ca_file", "cert_file", "key_file")
 
 
@@ -33,6 +35,8 @@ class RedisRemote:
         for _ in range(CALLS_MAX):
             self._free.put_nowait(Wire(address, login, tls))
         self._closed = False
+        self._threads = ThreadPoolExecutor(CALLS_MAX, thread_name_prefix="kvtier-redis")
+        self._is_near = bool(address.path) or address.host in NEAR
 
     async def lengths(self, names: Sequence[str]) -> list[int | None]:
         return [length_of(reply) for reply in await self.ask([[b"STRLEN", key_of(name)] for name in names])]
@@ -56,6 +60,7 @@ class RedisRemote:
         self._closed = True
         for _ in range(self._free.qsize()):
             self._free.get_nowait().close()
+        self._threads.shutdown(wait=False)
 
     async def ask(self, commands: Sequence[Sequence[bytes]], asking: bool = False) -> list[Reply]:
         """One round trip: all are sent before the first reply is read. Errors are among the replies."""
@@ -69,15 +74,18 @@ class RedisRemote:
 
     async def _say(self, wire: Wire, command: list[bytes | memoryview], asking: bool) -> None:
         """A command; `asking`: of a node that is only about to have its slot."""
-        if not asking:
-            return await wire.send(command)
-        await wire.send([packed([b"ASKING"]), *command], 2)
-        raise_error(await wire.reply())
+        if asking:
+            await wire.send([packed([b"ASKING"])])
+            raise_error(await wire.reply())
+        await wire.send(command)
 
     @contextlib.asynccontextmanager
     async def _wire(self) -> AsyncIterator[Wire]:
         """Whoever is cancelled or fails leaves a wire that is not clean: the next one opens it again."""
         wire = await self._free.get()
+        is_alone = self._free.qsize() == CALLS_MAX - 1
+        wire.may_spin = self._is_near and is_alone
+        wire.threads = None if is_alone else self._threads
         try:
             if not wire.is_open:
                 await wire.open()

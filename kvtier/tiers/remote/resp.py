@@ -11,15 +11,20 @@ loop's own callback as soon as there is something, so that a value of 2 MiB cost
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from kvtier.tiers.remote.base import Corrupt, Full, Refused, RemoteError, Unreachable
 
-LINE_BYTES_MAX = 64 * 1024  # also of any reply that is not received into a caller's memory
-SKIPPED_BYTES_MAX = 64 * 1024  # of a value that nobody wants; of a longer one the connection goes
+INBOX_BYTES = 64 * 1024
+SKIPPED_BYTES_MAX = INBOX_BYTES - 2  # of a value that nobody wants; of a longer one the connection goes
+THREAD_BYTES = 256 * 1024  # less isn't worth waking a thread for
+SPIN_S, SPIN_S_MAX = 0.0001, 0.003  # without a byte, and in all
 BLOCKED = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 # How an error begins -> what it means. What isn't here may be over another time: LOADING, BUSY, CLUSTERDOWN, TRYAGAIN, ...
@@ -82,10 +87,14 @@ class Wire:
     def __init__(self, address: Address, login: Login, tls: ssl.SSLContext | None) -> None:
         self.address, self._login, self._tls = address, login, tls
         self._socket: socket.socket | None = None
-        self._inbox = bytearray(LINE_BYTES_MAX)
+        self._inbox = bytearray(INBOX_BYTES)
         self._begin = self._end = 0  # of what is in the inbox
         self._awaited = 0  # replies
         self._is_ready = False  # connected, and logged in
+        self.may_spin = False  # nobody else waits for the loop
+        self.threads: ThreadPoolExecutor | None = None  # that copy large values, while others wait for the loop
+        self._moved = 0  # bytes, either way
+        self._flags: int = socket.MSG_DONTWAIT
 
     @property
     def is_clean(self) -> bool:
@@ -111,9 +120,8 @@ class Wire:
             self._socket = await self._connected()
             if self._tls is not None:
                 await self._shake_hands(self._tls)
-        except ssl.SSLCertVerificationError as error:
-            self.close()
-            raise Refused(f"{self.address}: {error.verify_message}") from error
+            else:
+                self._socket.settimeout(None)  # its calls wait or don't as their flags say
         except OSError as error:
             self.close()
             raise Unreachable(f"{self.address}: {error}") from error
@@ -139,15 +147,23 @@ class Wire:
         """So many commands, all in all these bytes."""
         self._awaited += commands
         rest = [memoryview(piece) for piece in pieces]
+        size = sum(piece.nbytes for piece in rest)
+        waits = self.threads is not None and size >= THREAD_BYTES  # and may as well wait for the answer
 
-        def attempt() -> bool:
+        def attempt() -> None:
             assert self._socket is not None
             while rest:
-                sent = self._socket.send(rest[0]) if self._tls or len(rest) == 1 else self._socket.sendmsg(rest[:64])
+                sent = (
+                    self._socket.send(rest[0])
+                    if self._tls
+                    else self._socket.sendmsg(rest, [], self._flags & socket.MSG_DONTWAIT)
+                )
+                self._moved += sent
                 drop(rest, sent)
-            return True
+            if waits and self._begin == self._end:
+                self._hear()
 
-        await self._done(attempt, self._loop.add_writer)
+        await self._done(attempt, self._loop.add_writer, size)
 
     async def reply(self) -> Reply:
         """An error is returned, for the replies after it belong to others."""
@@ -157,24 +173,48 @@ class Wire:
 
     async def reply_into(self, header: memoryview, body: memoryview) -> bool:
         """A value of exactly their sizes; False: there is none. Raises what the server or its size say against it."""
+        size = header.nbytes + body.nbytes
+        if await self._value_into(b"$%d\r\n" % size, header, body):
+            self._awaited -= 1
+            return True
         line = await self._line()
         if line[:1] != b"$":
             reply = await self._meant(line, 0)
             self._awaited -= 1
             raise reply if isinstance(reply, RemoteError) else Corrupt("no value")
-        size = self._number(line)
-        if size < 0:
+        found = self._number(line)
+        if 0 <= found <= SKIPPED_BYTES_MAX:
+            await self._bytes(found)
+        if found <= SKIPPED_BYTES_MAX:
             self._awaited -= 1
+        if found >= 0:
+            raise Corrupt(f"{found} bytes instead of {size}")
+        return False
+
+    async def _value_into(self, line: bytes, header: memoryview, body: memoryview) -> bool:
+        """False: the reply begins with another line; what came of it is in the inbox. The body is never received there:
+        it begins in the caller's memory, on a page mostly, and the kernel copies it faster than to an odd address."""
+        assert self._begin == self._end, "the replies before were heard"
+        self._begin = self._end = 0
+        inbox, most, rest = memoryview(self._inbox), len(line) + header.nbytes, body
+
+        def attempt() -> None:
+            nonlocal rest
+            while self._end < most:
+                self._end += self._received([inbox[self._end : most]])
+                if not line.startswith(inbox[: min(self._end, len(line))]):
+                    return
+            while rest:
+                count = self._received([rest, inbox[most : most + 2]])
+                self._end = most + max(0, count - rest.nbytes)
+                rest = rest[count:]
+
+        await self._done(attempt, self._loop.add_reader, body.nbytes)
+        if self._end < most or inbox[: len(line)] != line:
             return False
-        if size != header.nbytes + body.nbytes:
-            if size <= SKIPPED_BYTES_MAX:
-                await self._bytes(size)
-                self._awaited -= 1
-            raise Corrupt(f"{size} bytes instead of {header.nbytes + body.nbytes}")
-        await self._receive(header)
-        await self._receive(body)
-        await self._crlf()
-        self._awaited -= 1
+        header[:] = inbox[len(line) : most]
+        self._begin = most
+        await self._end_of_value()
         return True
 
     async def _any_reply(self, depth: int) -> Reply:
@@ -191,7 +231,7 @@ class Wire:
         if kind == b"$":
             size = self._number(line)
             return None if size < 0 else await self._bytes(size)
-        if kind == b"*" and depth < 8 and (count := self._number(line)) <= 4 * LINE_BYTES_MAX:
+        if kind == b"*" and depth < 8 and (count := self._number(line)) <= 4 * INBOX_BYTES:
             return None if count < 0 else [await self._any_reply(depth + 1) for _ in range(count)]
         raise self._lost("this is no Redis")
 
@@ -210,14 +250,16 @@ class Wire:
         return line
 
     async def _bytes(self, size: int) -> bytes:
-        if size > LINE_BYTES_MAX:
+        if size > SKIPPED_BYTES_MAX:
             raise self._lost(f"a reply of {size} bytes")
-        found = bytearray(size)
-        await self._receive(memoryview(found))
-        await self._crlf()
-        return bytes(found)
+        while self._end - self._begin < size:
+            await self._more()
+        self._begin += size
+        found = bytes(memoryview(self._inbox)[self._begin - size : self._begin])
+        await self._end_of_value()
+        return found
 
-    async def _crlf(self) -> None:
+    async def _end_of_value(self) -> None:
         while self._end - self._begin < 2:
             await self._more()
         if self._inbox[self._begin : self._begin + 2] != b"\r\n":
@@ -231,34 +273,23 @@ class Wire:
             self._begin, self._end = 0, self._end - self._begin
         if self._end == len(self._inbox):
             raise self._lost("this is no Redis")
-        room = memoryview(self._inbox)[self._end :]
+        await self._done(self._hear, self._loop.add_reader)
 
-        def attempt() -> bool:
-            self._end += self._received(room)
-            return True
+    def _hear(self) -> None:
+        self._end += self._received([memoryview(self._inbox)[self._end :]])
 
-        await self._done(attempt, self._loop.add_reader)
-
-    async def _receive(self, target: memoryview) -> None:
-        """All of it: first what the inbox has, then from the socket straight into it."""
-        have = min(self._end - self._begin, target.nbytes)
-        target[:have] = memoryview(self._inbox)[self._begin : self._begin + have]
-        self._begin += have
-        rest = target[have:]
-
-        def attempt() -> bool:
-            nonlocal rest
-            while rest:
-                rest = rest[self._received(rest) :]
-            return True
-
-        await self._done(attempt, self._loop.add_reader)
-
-    def _received(self, target: memoryview) -> int:
+    def _received(self, targets: list[memoryview]) -> int:
+        """Into the first, and then into the others."""
         assert self._socket is not None
-        count = self._socket.recv_into(target)
+        if self._tls is not None:
+            count = self._socket.recv_into(targets[0])
+        elif len(targets) > 1:
+            count = self._socket.recvmsg_into(targets, 0, self._flags)[0]
+        else:  # no more than there is: it may be all that comes
+            count = self._socket.recv_into(targets[0], 0, self._flags & socket.MSG_DONTWAIT)
         if not count:
             raise ConnectionResetError("the server closed the connection")
+        self._moved += count
         return count
 
     # --- the loop ------------------------------------------------------------------------------------------------
@@ -267,20 +298,67 @@ class Wire:
     def _loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
 
-    async def _done(self, attempt: Callable[[], bool], ready: Callable[..., None]) -> None:
+    async def _done(self, attempt: Callable[[], None], ready: Callable[..., None], size: int = 0) -> None:
         """`attempt` does what can be done without waiting; again whenever the socket is `ready`, until it is done."""
         if self._socket is None:
             raise Unreachable(f"{self.address}: no connection")
         try:
-            await self._until_done(attempt, ready)
+            if self.threads is not None and size >= THREAD_BYTES:
+                return await self._in_thread(self.threads, attempt)
+            try:
+                attempt()
+            except BLOCKED:
+                if not (self.may_spin and ready == self._loop.add_reader and self._spun(attempt)):
+                    await self._when(ready, attempt)
+        except ssl.SSLCertVerificationError as error:
+            self.close()
+            raise Refused(f"{self.address}: {error.verify_message}") from error
         except OSError as error:
             raise self._lost(str(error)) from error
 
-    async def _until_done(self, attempt: Callable[[], bool], ready: Callable[..., None]) -> None:
+    def _spun(self, attempt: Callable[[], None]) -> bool:
+        """Sleeping takes longer than a server on this machine takes for an answer: until it is done, or nothing comes."""
+        begun = now = time.monotonic()
+        until, moved = begun + SPIN_S, self._moved
+        while now < until:
+            os.sched_yield()
+            with contextlib.suppress(*BLOCKED):
+                attempt()
+                return True
+            now = time.monotonic()
+            if self._moved != moved:
+                until, moved = min(now + SPIN_S, begun + SPIN_S_MAX), self._moved
+        return False
+
+    async def _in_thread(self, threads: ThreadPoolExecutor, attempt: Callable[[], None]) -> None:
+        """Most of what a value costs is the kernel's copy: several at once on several cores."""
         assert self._socket is not None
-        with contextlib.suppress(*BLOCKED):
-            attempt()
-            return
+        peer = self._socket
+
+        def work() -> None:
+            self._waiting(True)
+            try:
+                attempt()
+            finally:
+                self._waiting(False)
+
+        working = threads.submit(work)
+        try:
+            await asyncio.wrap_future(working)
+        finally:
+            if not working.done() and not working.cancel():  # cancelled: then the thread ends at once, and touches no more
+                with contextlib.suppress(OSError):
+                    peer.shutdown(socket.SHUT_RDWR)
+                wait([working])
+
+    def _waiting(self, is_wanted: bool) -> None:
+        """Whether a call of the kernel waits: then one moves all of it. TLS has no such flags."""
+        self._flags = socket.MSG_WAITALL if is_wanted else socket.MSG_DONTWAIT
+        if self._tls is not None and self._socket is not None:
+            self._socket.settimeout(None if is_wanted else 0)
+
+    async def _when(self, ready: Callable[..., None], attempt: Callable[[], None]) -> None:
+        assert self._socket is not None
         loop, fd = self._loop, self._socket.fileno()
         done = loop.create_future()
 
@@ -292,15 +370,17 @@ class Wire:
                 done.set_result(None)
             except BLOCKED:
                 pass
-            except (OSError, RemoteError) as error:
+            except OSError as error:
                 done.set_exception(error)
 
         ready(fd, again)
         try:
             await done
         finally:
-            loop.remove_reader(fd)
-            loop.remove_writer(fd)
+            if ready == loop.add_reader:
+                loop.remove_reader(fd)
+            else:
+                loop.remove_writer(fd)
 
     def _lost(self, why: str) -> Unreachable:
         self.close()
@@ -336,11 +416,7 @@ class Wire:
         wrapped = tls.wrap_socket(plain, server_hostname=self.address.host, do_handshake_on_connect=False)
         self._socket = wrapped
 
-        def attempt() -> bool:
-            wrapped.do_handshake()
-            return True
-
-        await self._until_done(attempt, self._loop.add_reader)
+        await self._done(wrapped.do_handshake, self._loop.add_reader)
 
 
 def drop(pieces: list[memoryview], sent: int) -> None:
