@@ -2,6 +2,7 @@
 
 import select
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from remote.memory_remote import MemoryRemote
@@ -35,9 +36,13 @@ class Bench:
 
     def do(self, *orders: Transfer) -> list[Finished]:
         """In the order in which they are finished."""
+        return self.do_some(orders, len(orders))
+
+    def do_some(self, orders: Sequence[Transfer], n: int) -> list[Finished]:
+        """The first n that are finished."""
         for order in orders:
             self.tier.start(order)
-        return self.wait(len(orders))
+        return self.wait(n)
 
     def wait(self, n: int) -> list[Finished]:
         done: list[Finished] = []

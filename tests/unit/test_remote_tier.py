@@ -1,5 +1,7 @@
 """RemoteTier over a remote in memory that is slow, frozen, failing, full or lying, each by a switch."""
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Iterator
 
@@ -9,7 +11,7 @@ from remote.tier_bench import DIGEST, OTHER_DIGEST, PROBE_S, SILENT_S, WAIT_S, B
 
 from kvtier.block import KEY_BYTES, SLOT_UNIT
 from kvtier.tiers.remote import remote as remote_module
-from kvtier.tiers.remote.base import Corrupt, Full, Refused, Unreachable
+from kvtier.tiers.remote.base import Corrupt, Refused, Unreachable
 from kvtier.tiers.remote.envelope import HEADER_BYTES, name_of
 from kvtier.tiers.remote.remote import Deadlines
 from kvtier.transfer import Finished, Flush, Forget, Remember
@@ -148,6 +150,30 @@ def test_a_slot_is_not_written_after_its_transfer_is_finished(bench):
     assert not bench.arena[9 * SLOT_UNIT : 10 * SLOT_UNIT].any()
 
 
+def test_a_call_that_does_not_let_go_keeps_its_own_transfer_and_no_other(bench):
+    """A slot is the kind's until its call has ended, however long that takes; what waits behind it ends at once."""
+    holds = True
+
+    async def get(name, header, body):
+        while holds:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        return False
+
+    bench.remote.get = get
+    orders = [bench.promote(A, slot=n) for n in range(remote_module.CALLS + 10)]
+    begun = time.monotonic()
+    done = bench.do_some(orders, 10)
+    assert time.monotonic() - begun < SILENT_S + 0.3
+    assert {one.ticket for one in done} == {order.ticket for order in orders[remote_module.CALLS :]}
+    time.sleep(0.2)
+    assert bench.tier.poll() == []
+    holds = False
+    assert {one.ticket for one in bench.wait(remote_module.CALLS)} == {
+        order.ticket for order in orders[: remote_module.CALLS]
+    }
+
+
 def test_it_is_used_again_soon_after_it_answers_again_without_any_order(bench):
     bench.do(bench.demote(A))
     bench.remote.hang()
@@ -224,10 +250,12 @@ def test_whom_it_lets_read_nothing_leaves_it_alone(bench):
     assert bench.tier.state()["breaker_reason"] == "3 failures in a row: made to fail"
 
 
-def test_many_writes_to_a_full_remote_leave_the_breaker_closed(bench):
-    bench.remote.fails = always(Full)
-    assert set(bench.faults(*(bench.demote(bytes([n]) * KEY_BYTES) for n in range(20)))) == {"full"}
-    assert bench.breaker() == "closed"
+@pytest.mark.parametrize(("switch", "fault"), [("is_full", "full"), ("is_read_only", "refused")])
+def test_writes_that_are_refused_side_by_side_leave_the_breaker_closed(bench, switch, fault):
+    setattr(bench.remote, switch, True)
+    bench.remote.delay_s = 0.02
+    assert set(bench.faults(*(bench.demote(bytes([n]) * KEY_BYTES) for n in range(20)))) == {fault}
+    assert bench.remote.calls.count("put") >= 3 and bench.breaker() == "closed"
 
 
 # --- lying -------------------------------------------------------------------------------------------------------
