@@ -19,7 +19,7 @@ The nouns. No others exist without standing here:
     Mirror      which slots of the arena have a copy in a GPU's memory, and at which place there. What is there is in the
                 arena too: a copy that is lost costs speed
     Catalogue   which block lies at which place, on disk: what survives a restart
-    Remote      a store on other machines, that nodes share: blocks are found there by their keys, others write and delete too
+    Remote      a store on other machines, that nodes share: blocks are found there by their keys, and others write there
     Envelope    the header of a value in a Remote, which proves whose bytes they are
     Breaker     leaves a Remote alone that fails or is silent, until a probe is answered
     Known       what is known of a Remote's blocks, without asking: there, or missing
