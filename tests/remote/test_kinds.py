@@ -275,6 +275,33 @@ def test_a_deadline_holds_when_the_server_is_frozen_and_it_serves_again_when_it_
     assert value.came_back
 
 
+def test_deadlines_hold_for_many_at_once_when_the_server_is_frozen(kind, server, name):
+    values = [Value.random(2 * MIB) for _ in range(8)]
+
+    async def outlive(remote):
+        await values[0].put(remote, name)
+        begun = time.monotonic()
+        calls = []
+        async with asyncio.timeout(5):
+            for number, value in enumerate(values * 2):
+                call = value.get(remote, name) if number % 2 else value.put(remote, name_of(next(numbers)))
+                calls.append(asyncio.wait_for(call, 0.3))
+            late = asyncio.gather(*calls, return_exceptions=True)
+            await asyncio.sleep(0.002)  # some have begun
+            server.freeze()
+            outcomes = await late
+        assert time.monotonic() < begun + 0.3 + PROMPT_S
+        assert any(isinstance(outcome, TimeoutError) for outcome in outcomes)
+        for value in values:
+            value.into_body[:] = bytes(len(value.into_body))
+        server.thaw()
+        assert await eventually_serves(remote, values[0], name)
+        assert not any(any(value.into_body) for value in values[1:]), "an answer that comes late is nobody's"
+
+    kind.run(outlive)
+    assert values[0].came_back
+
+
 def test_closing_does_not_wait_for_a_frozen_server(kind, server, name):
     async def ask(remote):
         await remote.lengths([name])

@@ -17,7 +17,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from kvtier.errors import ConfigError
 from kvtier.tiers.remote.base import CALLS_MAX, RemoteError, Unreachable
-from kvtier.tiers.remote.resp import Address, Login, Reply, Wire, packed
+from kvtier.tiers.remote.resp import Login, Reply, RespWire, packed
+from kvtier.tiers.remote.wire import Address
 
 PORT = 6379
 ESCAPED = (
@@ -31,9 +32,9 @@ class RedisRemote:
     def __init__(self, address: Address, login: Login, tls: ssl.SSLContext | None) -> None:
         """No I/O: a wire is opened when somebody takes it."""
         self.address = address
-        self._free: asyncio.LifoQueue[Wire] = asyncio.LifoQueue()  # the one that was used last is taken first
+        self._free: asyncio.LifoQueue[RespWire] = asyncio.LifoQueue()  # the one that was used last is taken first
         for _ in range(CALLS_MAX):
-            self._free.put_nowait(Wire(address, login, tls))
+            self._free.put_nowait(RespWire(address, login, tls))
         self._closed = False
         self._threads = ThreadPoolExecutor(CALLS_MAX, thread_name_prefix="kvtier-redis")
         self._is_near = bool(address.path) or address.host in NEAR
@@ -72,7 +73,7 @@ class RedisRemote:
             replies = [await wire.reply() for _ in range(len(commands) * (1 + asking))]
             return replies[1::2] if asking else replies
 
-    async def _say(self, wire: Wire, command: list[bytes | memoryview], asking: bool) -> None:
+    async def _say(self, wire: RespWire, command: list[bytes | memoryview], asking: bool) -> None:
         """A command; `asking`: of a node that is only about to have its slot."""
         if asking:
             await wire.send([packed([b"ASKING"])])
@@ -80,7 +81,7 @@ class RedisRemote:
         await wire.send(command)
 
     @contextlib.asynccontextmanager
-    async def _wire(self) -> AsyncIterator[Wire]:
+    async def _wire(self) -> AsyncIterator[RespWire]:
         """Whoever is cancelled or fails leaves a wire that is not clean: the next one opens it again."""
         wire = await self._free.get()
         is_alone = self._free.qsize() == CALLS_MAX - 1

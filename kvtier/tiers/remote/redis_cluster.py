@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 from kvtier.errors import ConfigError
 from kvtier.tiers.remote.base import RemoteError, Unreachable
 from kvtier.tiers.remote.redis import ESCAPED, RedisRemote, key_of, length_of, login_of, port_of, raise_error, split, tls_of
-from kvtier.tiers.remote.resp import Address, Login, Moved, Reply
+from kvtier.tiers.remote.resp import Login, Moved, Reply
+from kvtier.tiers.remote.wire import Address
 
 SLOTS = 16384
 HOPS_MAX = 5  # from node to node, for one command
