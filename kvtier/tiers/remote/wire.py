@@ -3,7 +3,8 @@
 Memory is filled and sent by the kernel itself, in one of three ways:
 
     on the loop     what would block is done by the loop's own callback, as soon as there is something
-    spinning        nobody else is on the way and the server is near: sleeping would take longer than its answer
+    spinning        nobody else is on the way and the server is near: sleeping would take longer than its answer;
+                    and what is sent there is sent by one call that may wait SPIN_S_MAX for room
     in a thread     others are on the way, and the value is large: the kernel copies several on several cores
 
 Whoever is cancelled may take it that no memory is touched any more: a callback looks first whether it is still wanted,
@@ -17,6 +18,7 @@ import contextlib
 import os
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -51,6 +53,7 @@ class Wire:
         self._socket: socket.socket | None = None
         self._moved = 0  # bytes, either way
         self._flags: int = socket.MSG_DONTWAIT
+        self._sleeps = False  # in one call of the kernel
 
     @property
     def _is_alive(self) -> bool:
@@ -90,6 +93,8 @@ class Wire:
             count = self._socket.send(pieces[0])
         else:
             count = self._socket.sendmsg(pieces, [], self._flags & socket.MSG_DONTWAIT)
+        if self._sleeps:  # once: what is left now goes by the loop
+            self._flags = socket.MSG_DONTWAIT
         self._moved += count
         return count
 
@@ -120,16 +125,30 @@ class Wire:
         try:
             if self.threads is not None and size >= THREAD_BYTES:
                 return await self._in_thread(self.threads, attempt)
+            is_write = ready == self._loop.add_writer
             try:
-                attempt()
+                self._slept(attempt) if self.may_spin and is_write and size >= THREAD_BYTES else attempt()
             except BLOCKED:
-                if not (self.may_spin and ready == self._loop.add_reader and self._spun(attempt)):
+                if is_write or not self.may_spin or not self._spun(attempt):
                     await self._when(ready, attempt)
         except ssl.SSLCertVerificationError as error:
             self.close()
             raise Refused(f"{self.address}: {error.verify_message}") from error
         except OSError as error:
             raise self._lost(str(error)) from error
+
+    def _slept(self, attempt: Callable[[], None]) -> None:
+        """A call of the kernel sends all of it, if it need not wait for longer than SPIN_S_MAX at a time."""
+        if self._tls is not None or self._socket is None:
+            return attempt()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, int(SPIN_S_MAX * 1e6)))
+        self._flags, self._sleeps = socket.MSG_WAITALL, True
+        try:
+            attempt()
+        finally:
+            self._sleeps = False
+            self._flags = socket.MSG_DONTWAIT
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 0))
 
     def _spun(self, attempt: Callable[[], None]) -> bool:
         """Sleeping takes longer than a server on this machine takes for an answer: until it is done, or nothing comes."""
