@@ -19,6 +19,10 @@ The nouns. No others exist without standing here:
     Mirror      which slots of the arena have a copy in a GPU's memory, and at which place there. What is there is in the
                 arena too: a copy that is lost costs speed
     Catalogue   which block lies at which place, on disk: what survives a restart
+    Remote      a store on other machines, that nodes share: blocks are found there by their keys, and others write there
+    Envelope    the header of a value in a Remote, which proves whose bytes they are
+    Breaker     leaves a Remote alone that fails or is silent, until a probe is answered
+    Known       what is known of a Remote's blocks, without asking: there, or missing
     Placement   one Block's presence in one Tier, with its pins
     Index       BlockKey to placement, in RAM: a miss never touches a disk
     Client      a socket peer: an engine's scheduler, an engine's worker, or an observer such as tier-stats
@@ -53,7 +57,7 @@ session: let it leave RAM; *forget* it: remove it from every tier, *wipe* its sl
 Layers; a file imports only from lower ones. What decides, layers 0 to 7, is pure: no clock, no randomness, no I/O.
 
     0  errors block
-    1  index arena policy stats protocol config transfer admission estimators guard ghosts hints returns
+    1  index arena policy stats protocol config transfer admission estimators guard ghosts hints returns known
     2  ram extents cost lineage ranking own_queues
     3  demotion staging mirror decision session s3fifo arc
     4  lower deciding categories expecting pins

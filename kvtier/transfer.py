@@ -6,15 +6,17 @@
     Erase     place                   its bytes are overwritten with zeros, and nothing in it is recovered after a restart
     Flush                             what was demoted so far survives a crash from here on
     Remember  a namespace             its number and epoch are recovered after a restart
+    Seek      keys                    which of them are there; only of a tier that finds blocks by their keys
 
 A place is named like a slot: by its number, offset / SLOT_UNIT in the tier's own space. A tier that finds blocks by
-their keys ignores it.
+their keys ignores it, and a checksum too: it goes by the key and its namespace.
 """
 
 from dataclasses import dataclass
 
 from kvtier.block import BlockKey
 
+SEEK_KEYS_MAX = 1024
 ORIGIN_BYTES = 16  # a session's tag and a tenant's, half each; zeros where there is none
 
 FAULTS: dict[str, str] = {
@@ -23,6 +25,9 @@ FAULTS: dict[str, str] = {
     "full": "the filesystem or the catalogue has no room",
     "closed": "the tier is closing",
     "volatile": "nothing in the tier survives its process",
+    "gone": "nothing is there under this key any more",
+    "unreachable": "it does not answer, or did not a moment ago",
+    "refused": "it does not let us",
 }
 
 
@@ -46,6 +51,7 @@ class Promote:
     place: int
     size: int
     checksum: int  # as Finished gave it when the block was demoted
+    namespace: int = 0  # its number
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,8 @@ class Erase:
     ticket: int
     place: int
     size: int
+    key: BlockKey = b""  # for a tier that finds blocks by their keys; with their namespace's number
+    namespace: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,14 @@ class Remember:
     epoch: int
 
 
-Transfer = Demote | Promote | Forget | Erase | Flush | Remember
+@dataclass(frozen=True, slots=True)
+class Seek:
+    ticket: int
+    namespace: int  # number
+    keys: bytes  # packed; at most SEEK_KEYS_MAX
+
+
+Transfer = Demote | Promote | Forget | Erase | Flush | Remember | Seek
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +99,4 @@ class Finished:
     fault: str = ""  # one of FAULTS; empty when it is done
     checksum: int = 0  # of a Demote
     seconds: float = 0.0  # that the drive took
+    sizes: tuple[int, ...] = ()  # of a Seek: bytes of each block, 0 where there is none

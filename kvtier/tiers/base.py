@@ -39,6 +39,20 @@ You guarantee
     that finished with a fault may happen all the same, later, in its place in the order; an Erase by halves too.
 *   After `close`, `poll` gives what was not polled yet, and whatever is started finishes as "closed".
 
+A tier that finds blocks by their keys (a remote one) ignores places and checksums, and `recovered` is empty: what lies
+there is learnt by asking, and others write and delete there too. Of it alone
+
+*   the caller says the key and the number of a namespace that was remembered in this life, also with an Erase; orders a
+    Promote for what a Seek found; and has at most one Promote, and one Seek, of a key under way.
+*   A Seek without a fault: the size of each block that was there a moment ago, and 0 for each that wasn't.
+*   A Promote may find nothing any more: "gone". Nobody knows what it should hold but the key: bytes that another node
+    wrote under it are as good. What is "corrupt" it deletes by itself.
+*   A Demote with a fault may have written the block all the same, whole.
+*   An Erase without a fault: nothing is there under this key. What the other side keeps of the bytes is its business.
+*   A Demote without a fault is found after a crash of this process, a Flush adds nothing to it. What a crash of the other
+    side leaves is the other side's promise.
+*   A Remember is taken always, a Forget finishes and does nothing.
+
 A volatile tier keeps nothing when its process ends: `recovered` is empty, a Flush finishes as "volatile", and what is
 said here of a crash or a restart is not said of it. A block that lies there lies elsewhere too.
 

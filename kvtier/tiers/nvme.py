@@ -33,7 +33,7 @@ from kvtier.tiers.base import Recovered
 from kvtier.tiers.catalogue import Catalogue, record_of
 from kvtier.tiers.commits import RETRY_S, WAITING_MAX, Commits, fault_of
 from kvtier.tiers.drives import CATALOGUE, Drives
-from kvtier.transfer import Demote, Erase, Finished, Flush, Forget, Promote, Transfer
+from kvtier.transfer import Demote, Erase, Finished, Flush, Forget, Promote, Seek, Transfer
 
 IO_DEPTH, IO_THREADS = 12, 2  # transfers that the drives have at once; threads that compute checksums
 _CLOSE_WAIT_S = 1.0
@@ -117,6 +117,7 @@ class NvmeTier:
         elif isinstance(transfer, Erase):
             self._overwrite(transfer)
         else:
+            assert not isinstance(transfer, Seek), "a tier with places of its own is not asked for keys"
             if not isinstance(transfer, Flush):
                 self._commits.add(transfer)
             self._commits.tell(transfer.ticket)

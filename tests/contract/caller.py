@@ -91,7 +91,7 @@ class Caller:
 
     def promote(self, block: Stored, slot: int = 100) -> Finished:
         self.factory.memory(slot, block.size)[:] = bytes(block.size)
-        return self.do(Promote(self.ticket(), block.key, slot, block.place, block.size, block.checksum))
+        return self.do(Promote(self.ticket(), block.key, slot, block.place, block.size, block.checksum, block.namespace))
 
     def comes_back(self, block: Stored) -> bool:
         done = self.promote(block)
@@ -101,7 +101,7 @@ class Caller:
         assert not self.do(Forget(self.ticket(), first, end)).fault
 
     def start_erase(self, block: Stored) -> int:
-        return self.start(Erase(self.ticket(), block.place, block.size))
+        return self.start(Erase(self.ticket(), block.place, block.size, block.key, block.namespace))
 
     def erase(self, block: Stored) -> None:
         assert not self.wait(self.start_erase(block)).fault

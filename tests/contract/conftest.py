@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from contract.caller import Caller
-from contract.factories import GpuFactory, NvmeFactory
+from contract.factories import GpuFactory, NvmeFactory, RemoteFactory
 from fake_cuda import build as fake_cuda
 from sim.tier_model_factory import TierModelFactory
 
@@ -17,6 +17,7 @@ FACTORIES = {
     "nvme-threads": lambda: NvmeFactory(1, "threads"),
     "nvme-two-drives": lambda: NvmeFactory(2, "auto"),
     "gpu": GpuFactory,  # on the fake driver
+    "remote": RemoteFactory,  # in memory
     "model": TierModelFactory,  # the simulator's
 }
 
@@ -35,6 +36,19 @@ def a_tier_that_survives(factory):
     """What is lost with its process has nothing to say of crashes."""
     if not factory.survives:
         pytest.skip("a volatile tier")
+
+
+@pytest.fixture
+def a_tier_with_places(factory):
+    """What finds blocks by their keys can't be asked for a wrong place; and deletes what is damaged."""
+    if factory.finds_by_keys:
+        pytest.skip("a tier that finds blocks by their keys")
+
+
+@pytest.fixture
+def a_tier_that_finds_by_keys(factory):
+    if not factory.finds_by_keys:
+        pytest.skip("a tier that finds blocks by their places")
 
 
 @pytest.fixture

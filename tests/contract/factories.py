@@ -9,11 +9,15 @@ from typing import BinaryIO
 
 import numpy as np
 from fake_cuda import build as fake_cuda
+from remote.memory_remote import MemoryRemote
 
 from kvtier import _native
 from kvtier.block import SLOT_UNIT
 from kvtier.tiers.gpu import GpuTier
 from kvtier.tiers.nvme import NvmeTier
+from kvtier.tiers.remote.envelope import HEADER_BYTES, name_of
+from kvtier.tiers.remote.remote import RemoteTier
+from kvtier.transfer import Demote, Transfer
 
 MIB = 1024**2
 ARENA_BYTES = 64 * MIB
@@ -23,7 +27,7 @@ DRIVE_BYTES = 32 * MIB
 class NvmeFactory:
     """Makes NvmeTiers, one at a time, and the arena that they move bytes from and to."""
 
-    survives, flush_fault = True, ""
+    survives, flush_fault, finds_by_keys = True, "", False
 
     def __init__(self, drives: int = 1, io: str = "auto", **more) -> None:
         self.drives, self.more = drives, {"io": io, **more}
@@ -87,7 +91,7 @@ class NvmeFactory:
 class GpuFactory:
     """Makes GpuTiers, one at a time, on the fake driver's first device."""
 
-    survives, flush_fault = False, "volatile"
+    survives, flush_fault, finds_by_keys = False, "volatile", False
 
     def __init__(self) -> None:
         self._driver = _native.CudaDriver.open(str(fake_cuda.library()))
@@ -112,6 +116,60 @@ class GpuFactory:
     def _at(self, tier: GpuTier, place: int, size: int) -> ctypes.Array[ctypes.c_ubyte]:
         """The fake device's memory is memory of this process."""
         return (ctypes.c_ubyte * size).from_address(tier._memory.address + place * SLOT_UNIT)
+
+
+class PlacedTier(RemoteTier):
+    """Knows which name it wrote last for which place: the suite names what a drive holds by its place."""
+
+    names: dict[int, str]
+
+    def start(self, transfer: Transfer) -> None:
+        super().start(transfer)
+        if isinstance(transfer, Demote):
+            self.names[transfer.place] = name_of(self._digests[transfer.namespace], transfer.key)
+
+
+class RemoteFactory:
+    """Makes RemoteTiers over one remote in memory, which outlives them. What is there is found by asking, so nothing is
+    recovered; what was written survives all the same, which test_seek.py looks at."""
+
+    survives, flush_fault, finds_by_keys = False, "", True
+
+    def __init__(self) -> None:
+        self._arena = mmap.mmap(-1, ARENA_BYTES)
+        self._values: dict[str, bytes] = {}
+
+    def make(self, folder: Path) -> PlacedTier:
+        remote = MemoryRemote(self._values)
+        remote.write_delay_s = 0.001
+        tier = PlacedTier(remote, np.frombuffer(self._arena, np.uint8))
+        tier.names = {}
+        return tier
+
+    def reopen(self, tier: PlacedTier) -> PlacedTier:
+        tier.close()
+        return self.make(Path())
+
+    def crash(self, tier: PlacedTier) -> PlacedTier:
+        """The remote keeps what it had at this moment."""
+        self._values = dict(self._values)
+        tier.close()
+        return self.make(Path())
+
+    def memory(self, slot: int, size: int) -> memoryview:
+        return memoryview(self._arena)[slot * SLOT_UNIT : slot * SLOT_UNIT + size]
+
+    def units(self, tier: PlacedTier) -> int:
+        return DRIVE_BYTES // SLOT_UNIT
+
+    def flip_bit(self, tier: PlacedTier, place: int, offset: int) -> None:
+        value = bytearray(self._values[tier.names[place]])
+        value[HEADER_BYTES + offset] ^= 1
+        self._values[tier.names[place]] = bytes(value)
+
+    def raw(self, tier: PlacedTier, place: int, size: int) -> bytes:
+        """What the remote has; zeros where it has nothing."""
+        return self._values.get(tier.names[place], bytes(HEADER_BYTES + size))[HEADER_BYTES:]
 
 
 def address_of(memory: mmap.mmap) -> int:

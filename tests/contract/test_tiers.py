@@ -18,6 +18,7 @@ OTHER_DIGEST = b"o" * 32
 
 A, B, C = (key_of(number) for number in range(3))
 survives = pytest.mark.usefixtures("a_tier_that_survives")
+has_places = pytest.mark.usefixtures("a_tier_with_places")
 
 
 # --- bytes ---------------------------------------------------------------------------------------------------
@@ -42,6 +43,7 @@ def test_blocks_all_over_the_space_come_back(caller):
     assert all(caller.comes_back(block) for block in blocks)
 
 
+@has_places
 def test_a_flipped_bit_is_seen(caller):
     block = caller.demote(A, 40, 3)
     for offset in (0, SLOT_UNIT, 3 * SLOT_UNIT - 1):
@@ -51,12 +53,14 @@ def test_a_flipped_bit_is_seen(caller):
     assert caller.comes_back(block)
 
 
+@has_places
 def test_the_bytes_of_another_place_are_seen(caller):
     first, second = caller.demote(A, 0, content=1), caller.demote(B, 1, content=2)
     assert caller.promote(replace(first, place=second.place)).fault == "corrupt"
     assert caller.promote(replace(second, place=first.place)).fault == "corrupt"
 
 
+@has_places
 def test_the_bytes_under_another_key_are_seen(caller):
     block = caller.demote(A, 0)
     assert caller.promote(replace(block, key=B)).fault == "corrupt"
@@ -72,7 +76,7 @@ def test_every_transfer_is_finished_exactly_once(caller):
     tickets = [caller.start_demote(key_of(n), n, slot=n % 64, content=n % 64) for n in range(256)]
     flushes = [caller.start(Flush(caller.ticket())) for _ in range(3)]
     tickets += [caller.start(Forget(caller.ticket(), 300 + n, 301 + n)) for n in range(20)]
-    tickets += [caller.start(Erase(caller.ticket(), 400 + n, SLOT_UNIT)) for n in range(20)]
+    tickets += [caller.start(Erase(caller.ticket(), 400 + n, SLOT_UNIT, key_of(n), NAMESPACE)) for n in range(20)]
     tickets += [caller.start(Remember(caller.ticket(), OTHER_DIGEST, 8, n)) for n in range(20)]
     assert all(caller.wait(ticket).fault == "" for ticket in tickets)
     assert all(caller.wait(ticket).fault == caller.factory.flush_fault for ticket in flushes)
@@ -109,7 +113,7 @@ def test_a_read_waits_for_few_of_the_writes(caller):
     block = caller.demote(A, 0, 16, content=5)
     demotes = [Demote(caller.ticket(), key_of(n), 200, 16 * n, block.size, NAMESPACE, 0) for n in range(1, 30)]
     writes = {caller.start(demote) for demote in demotes}
-    assert not caller.do(Promote(caller.ticket(), A, 100, 0, block.size, block.checksum)).fault
+    assert not caller.do(Promote(caller.ticket(), A, 100, 0, block.size, block.checksum, NAMESPACE)).fault
     assert len(writes & set(caller.order)) < len(writes) / 2
     assert all(caller.wait(ticket).fault == "" for ticket in writes)
 
@@ -117,7 +121,7 @@ def test_a_read_waits_for_few_of_the_writes(caller):
 def test_close_finishes_what_is_under_way(caller):
     tickets = {caller.start_demote(key_of(n), n, slot=n) for n in range(60)}
     tickets.add(caller.start(Forget(caller.ticket(), 100, 200)))
-    tickets.add(caller.start(Erase(caller.ticket(), 70, SLOT_UNIT)))
+    tickets.add(caller.start(Erase(caller.ticket(), 70, SLOT_UNIT, A, NAMESPACE)))
     tickets.add(caller.start(Flush(caller.ticket())))
     caller.tier.close()
     caller.collect()

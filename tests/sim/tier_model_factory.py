@@ -87,7 +87,7 @@ class ModelTier(TierModel):
 
 
 class TierModelFactory:
-    survives, flush_fault = True, ""
+    survives, flush_fault, finds_by_keys = True, "", False
 
     def __init__(self) -> None:
         self._arena = Bytes()
