@@ -167,12 +167,15 @@ class DeviceArena::Memory {
   std::optional<CUipcMemHandle> mapped_by_;  // none: it is ours
 };
 
-// Errors change nothing: when the context is dead, so is its memory.
+// Errors change nothing: when the context is dead, so is its memory. A zero() that failed may not have waited for its end.
 DeviceArena::Memory::~Memory() {
   if (device_.forked()) return;
   try {
     const Current current(device_);
-    if (stream_ != nullptr) static_cast<void>(driver().cuStreamDestroy(stream_));
+    if (stream_ != nullptr) {
+      static_cast<void>(driver().cuStreamSynchronize(stream_));
+      static_cast<void>(driver().cuStreamDestroy(stream_));
+    }
     if (address_ != 0)
       static_cast<void>(mapped_by_ ? driver().cuIpcCloseMemHandle(address_) : driver().cuMemFree(address_));
   } catch (const CudaError&) {

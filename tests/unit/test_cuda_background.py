@@ -24,7 +24,9 @@ def fake() -> Iterator[FakeDriver]:
 class Rig:
     def __init__(self, fake: FakeDriver, low_priority: bool) -> None:
         self.fake, driver = fake, fake.open()
-        self.room = np.frombuffer(mmap.mmap(-1, ARENA), np.uint8)
+        memory = np.frombuffer(mmap.mmap(-1, ARENA + STEP), np.uint8)
+        skipped = -memory.ctypes.data % STEP  # so that no step lies across two registrations, which would cut it in two
+        self.room = memory[skipped : skipped + ARENA]
         self.pin = _native.CudaPin(driver, 0, self.room.ctypes.data, ARENA)
         while not self.pin.ready:
             time.sleep(0.001)
