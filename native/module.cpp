@@ -16,6 +16,7 @@
 
 #include "arena.h"
 #include "bind_cuda.h"
+#include "bind_wire.h"
 #include "bindings.h"
 #include "copier.h"
 #include "crc32c.h"
@@ -343,7 +344,7 @@ void bind_key_table(nb::module_& m) {
 NB_MODULE(_native, m) {
   // The daemon ends with its key table alive; the operating system takes it back.
   nb::set_leak_warnings(false);
-  m.doc() = "Shared memory, copies, file I/O and a table of keys: nothing about messages, tiers or sessions.";
+  m.doc() = "Shared memory, copies, file and wire I/O and a table of keys: nothing about messages, tiers or sessions.";
   nb::register_exception_translator(translate_os_error);
   bind_arena(m);
   bind_copier(m);
@@ -351,6 +352,7 @@ NB_MODULE(_native, m) {
   bind_checksums(m);
   bind_key_table(m);
   bind_cuda(m);
+  bind_wire(m);
   m.def("cpu_copy_path", &copy_path,
         "How large copies are stored on this CPU: \"avx512\" or \"avx2\" (non-temporal), or \"memcpy\".");
 }

@@ -89,7 +89,19 @@ def test_a_name_has_the_namespace_and_the_key():
 
 @pytest.mark.parametrize(
     ("length", "size"),
-    [(None, 0), (0, 0), (95, 0), (96, 0), (97, 0), (96 + SLOT_UNIT, SLOT_UNIT), (SLOT_UNIT, 0), (97 + SLOT_UNIT, 0)],
+    [
+        (None, 0),
+        (0, 0),
+        (95, 0),
+        (96, 0),
+        (97, 0),
+        (96 + SLOT_UNIT, SLOT_UNIT),
+        (SLOT_UNIT, 0),
+        (97 + SLOT_UNIT, 0),
+        (96 + (1 << 40), 1 << 40),
+        (96 + (1 << 63), 0),
+        (-SLOT_UNIT, 0),
+    ],
 )
 def test_a_length_that_no_value_of_ours_has_is_of_nothing(length, size):
     assert body_bytes(length) == size

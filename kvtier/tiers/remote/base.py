@@ -36,6 +36,10 @@ class Refused(RemoteError):
     """It is there, and doesn't let us: credentials, rights, a replica that takes no writes."""
 
 
+class NotOurs(Refused):
+    """Of this namespace alone; others may be ours."""
+
+
 class Full(RemoteError):
     """It has no room for a value. What is there can be read."""
 
@@ -59,7 +63,8 @@ class Remote(Protocol):
         ...
 
     async def put(self, name: str, header: bytes, body: memoryview) -> None:
-        """Over what is there. When it raised, the value may be there all the same, whole."""
+        """Over what is there; or leaves it, where the kind would rather: one name has one content. When it raised, the
+        value may be there all the same, whole."""
         ...
 
     async def delete(self, names: Sequence[str]) -> None:

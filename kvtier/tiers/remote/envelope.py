@@ -27,6 +27,7 @@ _BEGIN = struct.Struct("<4sI")
 _FIELDS = struct.Struct(f"<4sI{KEY_BYTES}sQI{DIGEST_BYTES}sQ{ORIGIN_BYTES}s")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = _FIELDS.size + _CRC.size
+BODY_BYTES_MAX = 1 << 40  # a remote that says more is wrong
 assert HEADER_BYTES == 96
 
 
@@ -46,7 +47,17 @@ def name_of(digest: bytes, key: BlockKey) -> str:
 
 def checksum_of(key: BlockKey, body: np.ndarray) -> int:
     """With the key in it, another block's bytes never fit."""
-    return int(_native.crc32c(body, _native.crc32c(key)))
+    return checksum_after(checksum_before(key), body)
+
+
+def checksum_before(key: BlockKey) -> int:
+    """When nothing of the body has come yet."""
+    return int(_native.crc32c(key))
+
+
+def checksum_after(checksum: int, piece: np.ndarray) -> int:
+    """Of what came before, and of the piece of the body behind it."""
+    return int(_native.crc32c(piece, checksum))
 
 
 def pack(header: Header) -> bytes:
@@ -83,4 +94,4 @@ def read(header: bytes, key: BlockKey, digest: bytes, body: np.ndarray) -> Heade
 def body_bytes(length: int | None) -> int:
     """Of a value of this length; 0 where there is none, or where no block is of such a size."""
     size = 0 if length is None else length - HEADER_BYTES
-    return size if size > 0 and size % SLOT_UNIT == 0 else 0
+    return size if 0 < size <= BODY_BYTES_MAX and size % SLOT_UNIT == 0 else 0

@@ -7,51 +7,57 @@ A value is a string under "kvtier/<name>"; STRLEN says how long it is, and 0 tha
 server is full is its own business: `maxmemory` with `maxmemory-policy allkeys-lru` is meant.
 """
 
-import asyncio
-import contextlib
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from kvtier.errors import ConfigError
-from kvtier.tiers.remote.base import CALLS_MAX, RemoteError, Unreachable
-from kvtier.tiers.remote.resp import Login, Reply, RespWire, packed
+from kvtier.tiers.remote.base import CALLS_MAX, Corrupt, RemoteError, Unreachable
+from kvtier.tiers.remote.exchanges import Exchanges
+from kvtier.tiers.remote.resp import END, Login, Reply, RespWire, packed
 from kvtier.tiers.remote.wire import Address
 
 PORT = 6379
 ESCAPED = (
     "in a password, write / ? # @ : % as %2F %3F %23 %40 %3A %25"  # what is wrong may be half a password: it isn't shown
 )
-NEAR = ("127.0.0.1", "::1", "localhost")
 SETTINGS = ("username", "password", "password_file", "ca_file", "cert_file", "key_file")
 
 
 class RedisRemote:
-    def __init__(self, address: Address, login: Login, tls: ssl.SSLContext | None) -> None:
-        """No I/O: a wire is opened when somebody takes it."""
-        self.address = address
-        self._free: asyncio.LifoQueue[RespWire] = asyncio.LifoQueue()  # the one that was used last is taken first
-        for _ in range(CALLS_MAX):
-            self._free.put_nowait(RespWire(address, login, tls))
+    def __init__(
+        self, address: Address, login: Login, tls: ssl.SSLContext | None, exchanges: Exchanges | None = None
+    ) -> None:
+        """No I/O: a wire is opened when somebody takes it. `exchanges` are shared, and closed by whoever gave them."""
+        self.address, self._login, self._tls = address, login, tls
+        self._free: list[RespWire] = []  # the one that was used last is taken first
         self._closed = False
+        self._own = Exchanges(CALLS_MAX)
+        self._exchanges = exchanges or self._own
         self._threads = ThreadPoolExecutor(CALLS_MAX, thread_name_prefix="kvtier-redis")
-        self._is_near = bool(address.path) or address.host in NEAR
 
     async def lengths(self, names: Sequence[str]) -> list[int | None]:
         return [length_of(reply) for reply in await self.ask([[b"STRLEN", key_of(name)] for name in names])]
 
     async def get(self, name: str, header: memoryview, body: memoryview, asking: bool = False) -> bool:
-        async with self._wire() as wire:
-            await self._say(wire, [packed([b"GET", key_of(name)])], asking)
-            return await wire.reply_into(header, body)
+        wire = self._take()
+        try:
+            await self._begin(wire, asking)
+            return await wire.ask_into([packed([b"GET", key_of(name)])], header, body)
+        finally:
+            self._give_back(wire)
 
     async def put(self, name: str, header: bytes, body: memoryview, asking: bool = False) -> None:
-        async with self._wire() as wire:
-            command = packed([b"SET", key_of(name)], more=len(header) + body.nbytes) + header
-            await self._say(wire, [command, body, b"\r\n"], asking)
+        command = packed([b"SET", key_of(name)], more=len(header) + body.nbytes) + header
+        wire = self._take()
+        try:
+            await self._begin(wire, asking)
+            await wire.send([command, body, END])
             raise_error(await wire.reply())
+        finally:
+            self._give_back(wire)
 
     async def delete(self, names: Sequence[str]) -> None:
         for reply in await self.ask([[b"UNLINK", key_of(name)] for name in names]):
@@ -59,42 +65,45 @@ class RedisRemote:
 
     async def close(self) -> None:
         self._closed = True
-        for _ in range(self._free.qsize()):
-            self._free.get_nowait().close()
+        for wire in self._free:
+            wire.close()
+        self._free.clear()
+        self._own.close()
         self._threads.shutdown(wait=False)
 
     async def ask(self, commands: Sequence[Sequence[bytes]], asking: bool = False) -> list[Reply]:
         """One round trip: all are sent before the first reply is read. Errors are among the replies."""
         if not commands:
             return []
-        async with self._wire() as wire:
-            before = packed([b"ASKING"]) if asking else b""
-            await wire.send([b"".join(before + packed(command) for command in commands)], len(commands) * (1 + asking))
+        before = packed([b"ASKING"]) if asking else b""
+        wire = self._take()
+        try:
+            await self._begin(wire)
+            await wire.send([b"".join([before + packed(command) for command in commands])], len(commands) * (1 + asking))
             replies = [await wire.reply() for _ in range(len(commands) * (1 + asking))]
             return replies[1::2] if asking else replies
+        finally:
+            self._give_back(wire)
 
-    async def _say(self, wire: RespWire, command: list[bytes | memoryview], asking: bool) -> None:
-        """A command; `asking`: of a node that is only about to have its slot."""
+    async def _begin(self, wire: RespWire, asking: bool = False) -> None:
+        """`asking`: of a node that is only about to have the slot of the next command."""
+        if not wire.is_open:
+            await wire.open()
         if asking:
             await wire.send([packed([b"ASKING"])])
             raise_error(await wire.reply())
-        await wire.send(command)
 
-    @contextlib.asynccontextmanager
-    async def _wire(self) -> AsyncIterator[RespWire]:
+    def _take(self) -> RespWire:
+        """It may have to be opened; `_begin` does."""
+        if self._free:
+            return self._free.pop()
+        return RespWire(self.address, self._login, self._tls, self._exchanges, self._threads)
+
+    def _give_back(self, wire: RespWire) -> None:
         """Whoever is cancelled or fails leaves a wire that is not clean: the next one opens it again."""
-        wire = await self._free.get()
-        is_alone = self._free.qsize() == CALLS_MAX - 1
-        wire.may_spin = self._is_near and is_alone
-        wire.threads = None if is_alone else self._threads
-        try:
-            if not wire.is_open:
-                await wire.open()
-            yield wire
-        finally:
-            if self._closed or not wire.is_clean:
-                wire.close()
-            self._free.put_nowait(wire)
+        if self._closed or not wire.is_clean:
+            wire.close()
+        self._free.append(wire)
 
 
 def key_of(name: str) -> bytes:
@@ -102,6 +111,8 @@ def key_of(name: str) -> bytes:
 
 
 def length_of(reply: Reply) -> int | None:
+    if isinstance(reply, Corrupt):
+        return None  # somebody else's: no value of ours is there
     raise_error(reply)
     if not isinstance(reply, int):
         raise Unreachable("STRLEN answered with no number")

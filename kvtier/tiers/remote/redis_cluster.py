@@ -17,12 +17,14 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from kvtier.errors import ConfigError
-from kvtier.tiers.remote.base import RemoteError, Unreachable
+from kvtier.tiers.remote.base import CALLS_MAX, RemoteError, Unreachable
+from kvtier.tiers.remote.exchanges import Exchanges
 from kvtier.tiers.remote.redis import ESCAPED, RedisRemote, key_of, length_of, login_of, port_of, raise_error, split, tls_of
 from kvtier.tiers.remote.resp import Login, Moved, Reply
 from kvtier.tiers.remote.wire import Address
 
 SLOTS = 16384
+NODES_MAX = 2000  # Redis itself ends at 1000; those that moved away go with the next look at the slots
 HOPS_MAX = 5  # from node to node, for one command
 REFRESH_S = 1.0
 NODE_S = 1.0  # for a node to say who has which slot
@@ -34,6 +36,7 @@ class ClusterRemote:
     def __init__(self, seeds: Sequence[Address], login: Login, tls: ssl.SSLContext | None) -> None:
         self._seeds, self._login, self._tls = list(seeds), login, tls
         self._nodes: dict[Address, RedisRemote] = {}
+        self._exchanges = Exchanges(CALLS_MAX)
         self._slots: list[Address | None] = [None] * SLOTS
         self._is_stale = True
         self._again_at = float("-inf")
@@ -59,6 +62,7 @@ class ClusterRemote:
             await asyncio.wait([self._refreshing])
         for node in self._nodes.values():
             await node.close()
+        self._exchanges.close()
 
     # --- commands ------------------------------------------------------------------------------------------------
 
@@ -113,7 +117,10 @@ class ClusterRemote:
 
     def _node(self, address: Address) -> RedisRemote:
         if address not in self._nodes:
-            self._nodes[address] = RedisRemote(address, self._login, self._tls)
+            if len(self._nodes) >= NODES_MAX:
+                self._is_stale = True
+                raise Unreachable(f"more than {NODES_MAX} nodes")
+            self._nodes[address] = RedisRemote(address, self._login, self._tls, self._exchanges)
         return self._nodes[address]
 
     def _address_of(self, name: str) -> Address:
@@ -136,22 +143,24 @@ class ClusterRemote:
 
     async def _learn_slots(self) -> None:
         """From the first node that answers."""
-        for address in dict.fromkeys([*self._nodes, *self._seeds]):
-            try:
-                async with asyncio.timeout(NODE_S):
-                    (reply,) = await self._node(address).ask([[b"CLUSTER", b"SLOTS"]])
-                raise_error(reply)
-                self._slots = slots_of(reply, address)
-            except TimeoutError:
-                self._failed_to_learn(Unreachable(f"{address}: no answer in {NODE_S} s"))
-            except RemoteError as error:
-                self._failed_to_learn(error)
-            else:
-                self._unknown, self._is_stale = None, False
-                await self._close_all_but({*self._slots, *self._seeds})
-                break
-        self._again_at = time.monotonic() + REFRESH_S
-        self._refreshing = None
+        try:
+            for address in dict.fromkeys([*self._nodes, *self._seeds]):
+                try:
+                    async with asyncio.timeout(NODE_S):
+                        (reply,) = await self._node(address).ask([[b"CLUSTER", b"SLOTS"]])
+                    raise_error(reply)
+                    self._slots = slots_of(reply, address)
+                except TimeoutError:
+                    self._failed_to_learn(Unreachable(f"{address}: no answer in {NODE_S} s"))
+                except RemoteError as error:
+                    self._failed_to_learn(error)
+                else:
+                    self._unknown, self._is_stale = None, False
+                    await self._close_all_but({*self._slots, *self._seeds})
+                    break
+        finally:
+            self._again_at = time.monotonic() + REFRESH_S
+            self._refreshing = None
 
     def _failed_to_learn(self, error: RemoteError) -> None:
         if self._unknown is not None:
@@ -165,11 +174,14 @@ class ClusterRemote:
 def slots_of(reply: Reply, asked: Address) -> list[Address | None]:
     """The master of each slot, from CLUSTER SLOTS: [[first, last, [host, port, ...], replicas ...] ...]."""
     slots: list[Address | None] = [None] * SLOTS
+    named = 0
     if not isinstance(reply, list):
         raise Unreachable(f"{asked}: no slots")
     for row in reply:
         match row:
             case [int(first), int(last), [host, int(port), *_], *_] if 0 <= first <= last < SLOTS:
+                if (named := named + last + 1 - first) > SLOTS:
+                    raise Unreachable(f"{asked}: slots that are named twice")
                 name = host.decode(errors="replace") if isinstance(host, bytes) else ""
                 slots[first : last + 1] = [Address(name or asked.host, port)] * (last + 1 - first)
             case _:

@@ -34,7 +34,17 @@ import numpy as np
 from kvtier.block import KEY_BYTES, SLOT_UNIT, unpack_keys
 from kvtier.tiers.base import Recovered
 from kvtier.tiers.remote import envelope
-from kvtier.tiers.remote.base import CALLS_MAX, NAMES_MAX, Corrupt, Full, OtherVersion, Refused, Remote, Unreachable
+from kvtier.tiers.remote.base import (
+    CALLS_MAX,
+    NAMES_MAX,
+    Corrupt,
+    Full,
+    NotOurs,
+    OtherVersion,
+    Refused,
+    Remote,
+    Unreachable,
+)
 from kvtier.tiers.remote.breaker import Breaker
 from kvtier.transfer import SEEK_KEYS_MAX, Demote, Erase, Finished, Flush, Forget, Promote, Remember, Seek, Transfer
 
@@ -42,6 +52,7 @@ BYTES_MAX = 64 * 1024**2
 CALLS, WRITES = 16, 4
 RETRY_S = 5.0
 CLOSE_S = 2.0  # for a kind to hang up
+SAID_MAX = 300  # letters of an error
 T = TypeVar("T")
 assert CALLS < CALLS_MAX and SEEK_KEYS_MAX <= NAMES_MAX
 PROBE_NAME = f"{'0' * envelope.DIGEST_SHOWN}/{'0' * 2 * KEY_BYTES}"  # nothing is there; that is a good answer
@@ -102,6 +113,7 @@ class RemoteTier:
         self._probe: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._bytes = self._writing = 0
+        self._greeted = False
         self._counts = dict.fromkeys(("read_bytes", "written_bytes", "sought_keys", "gone", "corrupt_blocks", "failed"), 0)
         self._loop = asyncio.new_event_loop()
         self._end = asyncio.Event()
@@ -125,6 +137,7 @@ class RemoteTier:
             self._done.append(Finished(transfer.ticket, "closed"))
         elif isinstance(transfer, Remember):
             self._digests[transfer.namespace] = transfer.digest
+            self._loop.call_soon_threadsafe(self._greet)
             self._finish(Finished(transfer.ticket))
         elif isinstance(transfer, Forget | Flush):
             self._finish(Finished(transfer.ticket))
@@ -200,6 +213,12 @@ class RemoteTier:
             (self._writes if job.is_write else self._reads).append(job)
         self._go_on()
 
+    def _greet(self) -> None:
+        """An engine is here: its first question is not to wait until there is a connection."""
+        if not self._greeted and not self._end.is_set():
+            self._greeted = True
+            self._aside(lambda: self._remote.lengths([PROBE_NAME]))
+
     def _go_on(self) -> None:
         """Begin what may begin now; and look again at what time has brought, when that is due."""
         while (job := self._next()) is not None:
@@ -267,7 +286,7 @@ class RemoteTier:
             self._counts["gone"] += 1
             return "gone"
         self._reason = _said(error)
-        if isinstance(error, Corrupt):
+        if isinstance(error, Corrupt) and isinstance(job.orders[0], Promote):  # others have seen no value
             self._counts["corrupt_blocks"] += 1
             self._aside(lambda: self._remote.delete(job.names))
             return "corrupt"
@@ -275,7 +294,7 @@ class RemoteTier:
         if not isinstance(error, Full | Refused):
             return "unreachable"
         fault = "full" if isinstance(error, Full) else "refused"
-        if job.is_write:
+        if job.is_write and not isinstance(error, NotOurs):
             self._refusal, self._refused_until = fault, time.monotonic() + RETRY_S
         return fault
 
@@ -375,4 +394,6 @@ def _error_of(task: "asyncio.Task[Any]") -> BaseException | None:
 
 
 def _said(error: BaseException) -> str:
-    return str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+    """For people, whatever a server says."""
+    said = "".join(letter if letter.isprintable() else "?" for letter in str(error)[:SAID_MAX])
+    return said or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)

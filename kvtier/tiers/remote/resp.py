@@ -6,16 +6,21 @@ Whoever is cancelled between leaves a wire that is not clean: nothing was writte
 be. A wire is one coroutine's at a time.
 """
 
+import asyncio
 import contextlib
 import ssl
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from kvtier.tiers.remote.base import Corrupt, Full, Refused, RemoteError, Unreachable
-from kvtier.tiers.remote.wire import THREAD_BYTES, Address, Buffer, Wire, drop
+from kvtier.tiers.remote.exchanges import Buffer, Exchanges
+from kvtier.tiers.remote.wire import LARGE_BYTES, Address, Wire, drop
 
 INBOX_BYTES = 64 * 1024
+OK, END = b"+OK\r\n", b"\r\n"
 SKIPPED_BYTES_MAX = INBOX_BYTES - 2  # of a value that nobody wants; of a longer one the connection goes
+REPLY_BYTES_MAX = 4 * 1024**2  # of one reply with all that is in it; a cluster's slots are the longest
 
 # How an error begins -> what it means. What isn't here may be over another time: LOADING, BUSY, CLUSTERDOWN, TRYAGAIN, ...
 REFUSALS: dict[str, type[RemoteError]] = {
@@ -23,6 +28,7 @@ REFUSALS: dict[str, type[RemoteError]] = {
     "WRONGPASS": Refused,
     "NOPERM": Refused,
     "READONLY": Refused,
+    "NOREPLICAS": Refused,  # it takes writes only while replicas hear of them
     "OOM": Full,
     "MISCONF": Full,  # it can't write its own disk, and takes nothing until it can
     "WRONGTYPE": Corrupt,  # somebody else's
@@ -61,12 +67,20 @@ class Login:
 
 
 class RespWire(Wire):
-    def __init__(self, address: Address, login: Login, tls: ssl.SSLContext | None) -> None:
-        super().__init__(address, tls)
+    def __init__(
+        self,
+        address: Address,
+        login: Login,
+        tls: ssl.SSLContext | None,
+        exchanges: Exchanges,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        super().__init__(address, tls, exchanges, threads)
         self._login = login
         self._inbox = bytearray(INBOX_BYTES)
         self._begin = self._end = 0  # of what is in the inbox
         self._awaited = 0  # replies
+        self._heard = 0  # bytes of the reply that is read now, or a few more
         self._is_ready = False  # connected, and logged in
 
     @property
@@ -100,28 +114,36 @@ class RespWire(Wire):
     async def send(self, pieces: Sequence[Buffer], commands: int = 1) -> None:
         """So many commands, all in all these bytes."""
         self._awaited += commands
+        size = sum(memoryview(piece).nbytes for piece in pieces)
+        if self._tls is None and size >= LARGE_BYTES and self._begin == self._end:
+            self._begin, self._end = 0, await self._exchanged(pieces, [memoryview(self._inbox)[: len(OK)]], OK)
+            return
         rest = [memoryview(piece) for piece in pieces]
-        size = sum(piece.nbytes for piece in rest)
-        waits = self.threads is not None and size >= THREAD_BYTES  # and may as well wait for the answer
 
         def attempt() -> None:
             while rest:
                 drop(rest, self._sent(rest))
-            if waits and self._begin == self._end:
-                self._hear()
 
         await self._done(attempt, self._loop.add_writer, size)
 
     async def reply(self) -> Reply:
         """An error is returned, for the replies after it belong to others."""
+        self._heard = 0
         reply = await self._any_reply(0)
         self._awaited -= 1
         return reply
 
-    async def reply_into(self, header: memoryview, body: memoryview) -> bool:
-        """A value of exactly their sizes; False: there is none. Raises what the server or its size say against it."""
+    async def ask_into(self, pieces: Sequence[Buffer], header: memoryview, body: memoryview) -> bool:
+        """One command, and its value of exactly their sizes; False: there is none. Raises what the server or its size say
+        against it."""
         size = header.nbytes + body.nbytes
-        if await self._value_into(b"$%d\r\n" % size, header, body):
+        begin = b"$%d\r\n" % size
+        if self._tls is None and size >= LARGE_BYTES:
+            is_whole = await self._value_exchanged(pieces, begin, header, body)
+        else:
+            await self.send(pieces)
+            is_whole = await self._value_into(begin, header, body)
+        if is_whole:
             self._awaited -= 1
             return True
         line = await self._line()
@@ -138,9 +160,23 @@ class RespWire(Wire):
             raise Corrupt(f"{found} bytes instead of {size}")
         return False
 
+    async def _value_exchanged(self, pieces: Sequence[Buffer], line: bytes, header: memoryview, body: memoryview) -> bool:
+        """As `_value_into`, with the command before it."""
+        assert self._begin == self._end, "the replies before were heard"
+        self._awaited += 1
+        inbox, most = memoryview(self._inbox), len(line) + header.nbytes
+        answer = [inbox[:most], body, inbox[most : most + len(END)]]
+        received = await self._exchanged(pieces, answer, line)
+        if received < most + body.nbytes + len(END):
+            self._begin, self._end = 0, received
+            return False
+        header[:] = inbox[len(line) : most]
+        self._begin, self._end = most, most + len(END)
+        await self._end_of_value()
+        return True
+
     async def _value_into(self, line: bytes, header: memoryview, body: memoryview) -> bool:
-        """False: the reply begins with another line; what came of it is in the inbox. The body is never received there:
-        it begins in the caller's memory, on a page mostly, and the kernel copies it faster than to an odd address."""
+        """False: the reply begins with another line; what came of it is in the inbox."""
         assert self._begin == self._end, "the replies before were heard"
         self._begin = self._end = 0
         inbox, most, rest = memoryview(self._inbox), len(line) + header.nbytes, body
@@ -148,13 +184,11 @@ class RespWire(Wire):
         def attempt() -> None:
             nonlocal rest
             while self._end < most:
-                self._end += self._received([inbox[self._end : most]])
+                self._end += self._received(inbox[self._end : most])
                 if not line.startswith(inbox[: min(self._end, len(line))]):
                     return
             while rest:
-                count = self._received([rest, inbox[most : most + 2]])
-                self._end = most + max(0, count - rest.nbytes)
-                rest = rest[count:]
+                rest = rest[self._received(rest) :]
 
         await self._done(attempt, self._loop.add_reader, body.nbytes)
         if self._end < most or inbox[: len(line)] != line:
@@ -178,7 +212,8 @@ class RespWire(Wire):
         if kind == b"$":
             size = self._number(line)
             return None if size < 0 else await self._bytes(size)
-        if kind == b"*" and depth < 8 and (count := self._number(line)) <= 4 * INBOX_BYTES:
+        if kind == b"*" and depth < 8 and (count := self._number(line)) <= INBOX_BYTES:
+            await asyncio.sleep(0)  # what is there already is read without waiting; deadlines have their turn
             return None if count < 0 else [await self._any_reply(depth + 1) for _ in range(count)]
         raise self._lost("this is no Redis")
 
@@ -218,18 +253,20 @@ class RespWire(Wire):
         if self._begin:
             self._inbox[: self._end - self._begin] = self._inbox[self._begin : self._end]
             self._begin, self._end = 0, self._end - self._begin
-        if self._end == len(self._inbox):
+        if self._end == len(self._inbox) or self._heard > REPLY_BYTES_MAX:
             raise self._lost("this is no Redis")
         await self._done(self._hear, self._loop.add_reader)
 
     def _hear(self) -> None:
-        self._end += self._received([memoryview(self._inbox)[self._end :]])
+        count = self._received(memoryview(self._inbox)[self._end :])
+        self._end += count
+        self._heard += count
 
 
 def packed(words: Sequence[bytes], more: int | None = None) -> bytes:
     """A command. `more`: bytes of one more word, which is sent after it, with its end."""
     count = len(words) + (more is not None)
-    head = b"*%d\r\n" % count + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+    head = b"*%d\r\n" % count + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
     return head if more is None else head + b"$%d\r\n" % more
 
 

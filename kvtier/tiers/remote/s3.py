@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import numpy as np
 import obstore
 from obstore import exceptions, store
 
 from kvtier.errors import ConfigError
-from kvtier.tiers.remote.base import CALLS_MAX, Corrupt, Full, Refused, RemoteError, Unreachable
+from kvtier.tiers.remote.base import Corrupt, Full, Refused, RemoteError, Unreachable
 
-HEADS_AT_ONCE = CALLS_MAX
+HEADS_AT_ONCE = 128  # so that a long prompt is answered within a deadline, far away too
 CONNECT_S, REQUEST_S = 2, 60  # a call's own deadline comes first; then nothing of it goes on for ever
+SPARES, SPARE_BYTES = 4, 8 * 1024**2  # copies that are kept for the next, and none that is larger
 NO_ROOM = re.compile(
     r"\b507\b|QuotaExceeded|StorageFull|EntityTooLarge|InsufficientStorage|No space left|os error 28", re.I
 )
@@ -34,6 +36,7 @@ T = TypeVar("T")
 class ObjectRemote:
     def __init__(self, objects: Any) -> None:
         self._objects = objects
+        self._spare: list[np.ndarray] = []  # copies that nobody reads any more
         self._heads: asyncio.Queue[None] = asyncio.Queue()
         for _ in range(HEADS_AT_ONCE):
             self._heads.put_nowait(None)
@@ -60,14 +63,20 @@ class ObjectRemote:
         value = await said(found.bytes_async())
         if value is None or len(value) != size:
             raise Corrupt(f"not the {size} bytes that were announced")
-        content = memoryview(value)
-        header[:] = content[: header.nbytes]
-        body[:] = content[header.nbytes :]
+        header[:] = memoryview(value)[: header.nbytes]
+        np.copyto(np.frombuffer(body, np.uint8), np.frombuffer(value, np.uint8)[header.nbytes :])  # without the GIL
         return True
 
     async def put(self, name: str, header: bytes, body: memoryview) -> None:
-        """From a copy: whoever is cancelled can't be sure that the client's threads read no more."""
-        await said(obstore.put_async(self._objects, name, b"".join((header, body)), use_multipart=False))
+        """From a copy: whoever is cancelled can't be sure that the client's threads read no more. What was taken whole is
+        read no more: its memory is used again, for new pages cost more than the copy."""
+        size = len(header) + body.nbytes
+        copy = self._spare.pop() if self._spare and len(self._spare[-1]) == size else np.empty(size, np.uint8)
+        copy[: len(header)] = np.frombuffer(header, np.uint8)
+        np.copyto(copy[len(header) :], np.frombuffer(body, np.uint8))
+        await said(obstore.put_async(self._objects, name, copy.data, use_multipart=False))
+        if size <= SPARE_BYTES:
+            self._spare = [*self._spare[1 - SPARES :], copy]
 
     async def delete(self, names: Sequence[str]) -> None:
         """One request for many would need a right that some don't have, and answers for some kinds as one."""
@@ -113,6 +122,15 @@ async def together(asked: Sequence[Awaitable[T]]) -> list[T]:
     return [each for each in found if not isinstance(each, BaseException)]
 
 
+def _folder(path: Path) -> Path:
+    """Made for its owner alone: whoever may read it reads prompts."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"file://{path}: {error.strerror}") from None
+    return path
+
+
 def connect(url: str, settings: Mapping[str, object]) -> ObjectRemote:
     parts = urlsplit(url)
     given: dict[str, Any] = dict(settings)
@@ -121,7 +139,7 @@ def connect(url: str, settings: Mapping[str, object]) -> ObjectRemote:
     if parts.scheme == "file":
         if parts.netloc or len(parts.path) < 2 or given:
             raise ConfigError("file:// needs a whole path, as file:///folder, and has no settings")
-        return ObjectRemote(store.LocalStore(Path(parts.path), mkdir=True))
+        return ObjectRemote(store.LocalStore(_folder(Path(parts.path))))
     if not parts.netloc:
         raise ConfigError(f"{parts.scheme}:// needs a bucket")
     plain = str(given.get("endpoint", given.get("aws_endpoint", ""))).startswith("http://")

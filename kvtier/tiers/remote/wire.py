@@ -3,9 +3,8 @@
 Memory is filled and sent by the kernel itself, in one of three ways:
 
     on the loop     what would block is done by the loop's own callback, as soon as there is something
-    spinning        nobody else is on the way and the server is near: sleeping would take longer than its answer;
-                    and what is sent there is sent by one call that may wait SPIN_S_MAX for room
-    in a thread     others are on the way, and the value is large: the kernel copies several on several cores
+    in an exchange  a large value, plain: by a thread that knows no Python, so that nobody waits for anybody's GIL
+    in a thread     a large value, with TLS
 
 Whoever is cancelled may take it that no memory is touched any more: a callback looks first whether it is still wanted,
 and a thread ends before the cancelled call does, for its socket was shut down.
@@ -19,18 +18,17 @@ import os
 import socket
 import ssl
 import struct
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from kvtier.tiers.remote.base import Refused, Unreachable
+from kvtier.tiers.remote.exchanges import PATIENCE_S, Buffer, Exchanges
 
-THREAD_BYTES = 256 * 1024  # less isn't worth waking a thread for
-SPIN_S, SPIN_S_MAX = 0.0001, 0.003  # without a byte, and in all
+LARGE_BYTES = 256 * 1024  # less isn't worth waking a thread for
 BLOCKED = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-Buffer = bytes | memoryview
+AT_ONCE = int(socket.MSG_DONTWAIT)  # as numbers: these are made for each call, and socket's own words take longer
+LOOK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,13 @@ class Address:
 
 
 class Wire:
-    def __init__(self, address: Address, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, address: Address, tls: ssl.SSLContext | None, exchanges: Exchanges, threads: ThreadPoolExecutor
+    ) -> None:
+        """`threads` are for TLS."""
         self.address, self._tls = address, tls
-        self.may_spin = False  # nobody else waits for the loop
-        self.threads: ThreadPoolExecutor | None = None  # that copy large values, while others wait for the loop
+        self._exchanges, self._threads = exchanges, threads
         self._socket: socket.socket | None = None
-        self._moved = 0  # bytes, either way
-        self._flags: int = socket.MSG_DONTWAIT
-        self._sleeps = False  # in one call of the kernel
 
     @property
     def _is_alive(self) -> bool:
@@ -61,7 +58,7 @@ class Wire:
         if self._socket is None:
             return False
         try:  # the plain socket's: what lies below TLS
-            said = socket.socket.recv(self._socket, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            said = socket.socket.recv(self._socket, 1, LOOK)
         except BLOCKED:
             return True
         except OSError:
@@ -76,7 +73,10 @@ class Wire:
                 await self._shake_hands(self._tls)
             else:
                 self._socket.settimeout(None)  # its calls wait or don't as their flags say
-        except OSError as error:
+                limit = struct.pack("@ll", 0, int(PATIENCE_S * 1e6))
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        except (OSError, ValueError, OverflowError) as error:  # the latter of a name or a port that can't be one
             self.close()
             raise Unreachable(f"{self.address}: {error}") from error
 
@@ -90,26 +90,14 @@ class Wire:
     def _sent(self, pieces: list[memoryview]) -> int:
         assert self._socket is not None
         if self._tls is not None:
-            count = self._socket.send(pieces[0])
-        else:
-            count = self._socket.sendmsg(pieces, [], self._flags & socket.MSG_DONTWAIT)
-        if self._sleeps:  # once: what is left now goes by the loop
-            self._flags = socket.MSG_DONTWAIT
-        self._moved += count
-        return count
+            return self._socket.send(pieces[0])
+        return self._socket.sendmsg(pieces, (), AT_ONCE)
 
-    def _received(self, targets: list[memoryview]) -> int:
-        """Into the first, and then into the others."""
+    def _received(self, target: memoryview) -> int:
         assert self._socket is not None
-        if self._tls is not None:
-            count = self._socket.recv_into(targets[0])
-        elif len(targets) > 1:
-            count = self._socket.recvmsg_into(targets, 0, self._flags)[0]
-        else:  # no more than there is: it may be all that comes
-            count = self._socket.recv_into(targets[0], 0, self._flags & socket.MSG_DONTWAIT)
+        count = self._socket.recv_into(target) if self._tls is not None else self._socket.recv_into(target, 0, AT_ONCE)
         if not count:
             raise ConnectionResetError("the server closed the connection")
-        self._moved += count
         return count
 
     # --- the loop ------------------------------------------------------------------------------------------------
@@ -123,73 +111,38 @@ class Wire:
         if self._socket is None:
             raise Unreachable(f"{self.address}: no connection")
         try:
-            if self.threads is not None and size >= THREAD_BYTES:
-                return await self._in_thread(self.threads, attempt)
-            is_write = ready == self._loop.add_writer
+            if self._tls is not None and size >= LARGE_BYTES:
+                return await self._in_thread(attempt)
             try:
-                self._slept(attempt) if self.may_spin and is_write and size >= THREAD_BYTES else attempt()
+                attempt()
             except BLOCKED:
-                if is_write or not self.may_spin or not self._spun(attempt):
-                    await self._when(ready, attempt)
+                await self._when(ready, attempt)
         except ssl.SSLCertVerificationError as error:
             self.close()
             raise Refused(f"{self.address}: {error.verify_message}") from error
         except OSError as error:
             raise self._lost(str(error)) from error
 
-    def _slept(self, attempt: Callable[[], None]) -> None:
-        """A call of the kernel sends all of it, if it need not wait for longer than SPIN_S_MAX at a time."""
-        if self._tls is not None or self._socket is None:
-            return attempt()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, int(SPIN_S_MAX * 1e6)))
-        self._flags, self._sleeps = socket.MSG_WAITALL, True
-        try:
-            attempt()
-        finally:
-            self._sleeps = False
-            self._flags = socket.MSG_DONTWAIT
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 0))
-
-    def _spun(self, attempt: Callable[[], None]) -> bool:
-        """Sleeping takes longer than a server on this machine takes for an answer: until it is done, or nothing comes."""
-        begun = now = time.monotonic()
-        until, moved = begun + SPIN_S, self._moved
-        while now < until:
-            os.sched_yield()
-            with contextlib.suppress(*BLOCKED):
-                attempt()
-                return True
-            now = time.monotonic()
-            if self._moved != moved:
-                until, moved = min(now + SPIN_S, begun + SPIN_S_MAX), self._moved
-        return False
-
-    async def _in_thread(self, threads: ThreadPoolExecutor, attempt: Callable[[], None]) -> None:
-        """Most of what a value costs is the kernel's copy: several at once on several cores."""
+    async def _in_thread(self, attempt: Callable[[], None]) -> None:
+        """What TLS costs is its arithmetic: several at once on several cores."""
         assert self._socket is not None
         peer = self._socket
 
         def work() -> None:
-            self._waiting(True)
+            peer.settimeout(None)
             try:
                 attempt()
             finally:
-                self._waiting(False)
+                peer.settimeout(0)
 
-        working = threads.submit(work)
+        working = self._threads.submit(work)
         try:
             await asyncio.wrap_future(working)
         finally:
             if not working.done() and not working.cancel():  # cancelled: then the thread ends at once, and touches no more
-                with contextlib.suppress(OSError):
-                    peer.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):  # what lies below TLS: an SSLSocket's own would first go on without it
+                    socket.socket.shutdown(peer, socket.SHUT_RDWR)
                 wait([working])
-
-    def _waiting(self, is_wanted: bool) -> None:
-        """Whether a call of the kernel waits: then one moves all of it. TLS has no such flags."""
-        self._flags = socket.MSG_WAITALL if is_wanted else socket.MSG_DONTWAIT
-        if self._tls is not None and self._socket is not None:
-            self._socket.settimeout(None if is_wanted else 0)
 
     async def _when(self, ready: Callable[..., None], attempt: Callable[[], None]) -> None:
         assert self._socket is not None
@@ -215,6 +168,15 @@ class Wire:
                 loop.remove_reader(fd)
             else:
                 loop.remove_writer(fd)
+
+    async def _exchanged(self, message: Sequence[Buffer], answer: Sequence[memoryview], expected: bytes) -> int:
+        """Bytes of the answer."""
+        if self._socket is None:
+            raise Unreachable(f"{self.address}: no connection")
+        error, received = await self._exchanges.exchange(self._socket, message, answer, expected)
+        if error:
+            raise self._lost(os.strerror(error))
+        return received
 
     def _lost(self, why: str) -> Unreachable:
         self.close()
