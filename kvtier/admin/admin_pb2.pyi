@@ -168,3 +168,110 @@ class EndResponse(_message.Message):
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     sessions: int
     def __init__(self, sessions: _Optional[int] = ...) -> None: ...
+
+class ExportRequest(_message.Message):
+    __slots__ = ("session", "tenant")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    tenant: str
+    def __init__(self, session: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class ExportResponse(_message.Message):
+    __slots__ = ("piece", "parcel")
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    PARCEL_FIELD_NUMBER: _ClassVar[int]
+    piece: bytes
+    parcel: Parcel
+    def __init__(self, piece: _Optional[bytes] = ..., parcel: _Optional[_Union[Parcel, _Mapping]] = ...) -> None: ...
+
+class Parcel(_message.Message):
+    __slots__ = ("sessions", "blocks", "bytes", "blocks_missing")
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_MISSING_FIELD_NUMBER: _ClassVar[int]
+    sessions: int
+    blocks: int
+    bytes: int
+    blocks_missing: int
+    def __init__(self, sessions: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., blocks_missing: _Optional[int] = ...) -> None: ...
+
+class ImportRequest(_message.Message):
+    __slots__ = ("piece",)
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    piece: bytes
+    def __init__(self, piece: _Optional[bytes] = ...) -> None: ...
+
+class ImportResponse(_message.Message):
+    __slots__ = ("sessions", "blocks", "blocks_new", "bytes_new", "blocks_known", "blocks_without_room")
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_NEW_FIELD_NUMBER: _ClassVar[int]
+    BYTES_NEW_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_KNOWN_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_WITHOUT_ROOM_FIELD_NUMBER: _ClassVar[int]
+    sessions: _containers.RepeatedScalarFieldContainer[str]
+    blocks: int
+    blocks_new: int
+    bytes_new: int
+    blocks_known: int
+    blocks_without_room: int
+    def __init__(self, sessions: _Optional[_Iterable[str]] = ..., blocks: _Optional[int] = ..., blocks_new: _Optional[int] = ..., bytes_new: _Optional[int] = ..., blocks_known: _Optional[int] = ..., blocks_without_room: _Optional[int] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("blocks_left", "bytes_left", "blocks_written", "bytes_written", "blocks_refused", "over", "safe")
+    class BlocksLeftEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class BytesLeftEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class BlocksWrittenEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class BytesWrittenEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class BlocksRefusedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    BLOCKS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_LEFT_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    BYTES_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    SAFE_FIELD_NUMBER: _ClassVar[int]
+    blocks_left: _containers.ScalarMap[str, int]
+    bytes_left: _containers.ScalarMap[str, int]
+    blocks_written: _containers.ScalarMap[str, int]
+    bytes_written: _containers.ScalarMap[str, int]
+    blocks_refused: _containers.ScalarMap[str, int]
+    over: bool
+    safe: bool
+    def __init__(self, blocks_left: _Optional[_Mapping[str, int]] = ..., bytes_left: _Optional[_Mapping[str, int]] = ..., blocks_written: _Optional[_Mapping[str, int]] = ..., bytes_written: _Optional[_Mapping[str, int]] = ..., blocks_refused: _Optional[_Mapping[str, int]] = ..., over: bool = ..., safe: bool = ...) -> None: ...

@@ -65,6 +65,21 @@ class AdminStub(object):
                 request_serializer=kvtier_dot_admin_dot_admin__pb2.EndRequest.SerializeToString,
                 response_deserializer=kvtier_dot_admin_dot_admin__pb2.EndResponse.FromString,
                 _registered_method=True)
+        self.Export = channel.unary_stream(
+                '/kvtier.v1.Admin/Export',
+                request_serializer=kvtier_dot_admin_dot_admin__pb2.ExportRequest.SerializeToString,
+                response_deserializer=kvtier_dot_admin_dot_admin__pb2.ExportResponse.FromString,
+                _registered_method=True)
+        self.Import = channel.stream_unary(
+                '/kvtier.v1.Admin/Import',
+                request_serializer=kvtier_dot_admin_dot_admin__pb2.ImportRequest.SerializeToString,
+                response_deserializer=kvtier_dot_admin_dot_admin__pb2.ImportResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_stream(
+                '/kvtier.v1.Admin/Drain',
+                request_serializer=kvtier_dot_admin_dot_admin__pb2.DrainRequest.SerializeToString,
+                response_deserializer=kvtier_dot_admin_dot_admin__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -113,6 +128,27 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Export(self, request, context):
+        """A file with one conversation, for another node: kvtier/parcel.py says what it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Import(self, request_iterator, context):
+        """Takes such a file. It is the session's when the file was good to its end; blocks that were good stay in any case.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Before maintenance: writes what is worth keeping below, and ends when that is done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +181,21 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.End,
                     request_deserializer=kvtier_dot_admin_dot_admin__pb2.EndRequest.FromString,
                     response_serializer=kvtier_dot_admin_dot_admin__pb2.EndResponse.SerializeToString,
+            ),
+            'Export': grpc.unary_stream_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=kvtier_dot_admin_dot_admin__pb2.ExportRequest.FromString,
+                    response_serializer=kvtier_dot_admin_dot_admin__pb2.ExportResponse.SerializeToString,
+            ),
+            'Import': grpc.stream_unary_rpc_method_handler(
+                    servicer.Import,
+                    request_deserializer=kvtier_dot_admin_dot_admin__pb2.ImportRequest.FromString,
+                    response_serializer=kvtier_dot_admin_dot_admin__pb2.ImportResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=kvtier_dot_admin_dot_admin__pb2.DrainRequest.FromString,
+                    response_serializer=kvtier_dot_admin_dot_admin__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +361,87 @@ class Admin(object):
             '/kvtier.v1.Admin/End',
             kvtier_dot_admin_dot_admin__pb2.EndRequest.SerializeToString,
             kvtier_dot_admin_dot_admin__pb2.EndResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvtier.v1.Admin/Export',
+            kvtier_dot_admin_dot_admin__pb2.ExportRequest.SerializeToString,
+            kvtier_dot_admin_dot_admin__pb2.ExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Import(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/kvtier.v1.Admin/Import',
+            kvtier_dot_admin_dot_admin__pb2.ImportRequest.SerializeToString,
+            kvtier_dot_admin_dot_admin__pb2.ImportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvtier.v1.Admin/Drain',
+            kvtier_dot_admin_dot_admin__pb2.DrainRequest.SerializeToString,
+            kvtier_dot_admin_dot_admin__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

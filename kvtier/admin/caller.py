@@ -2,8 +2,9 @@
 
 import os
 import socket
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -19,6 +20,14 @@ OPTIONS = (
 )
 ANSWER_S = 5.0
 FORGET_S = 600.0  # drives have to be overwritten
+SAYS_ALL = (  # of an error that is no trouble of gRPC's: what the daemon said is all that there is to say
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.DATA_LOSS,
+)
+
+T = TypeVar("T")
 
 
 class AdminCaller:
@@ -58,18 +67,44 @@ class AdminCaller:
         request = admin_pb2.ForgetRequest(session=session, tenant=tenant)
         return _as_dict(self._call(self._stub.Forget, request, timeout_s))
 
+    def export(self, session: str, tenant: str, timeout_s: float) -> Iterator[dict[str, Any]]:
+        """Pieces of a file, as they come; `parcel` with the first and the last."""
+        return self._stream(self._stub.Export, admin_pb2.ExportRequest(session=session, tenant=tenant), timeout_s)
+
+    def import_(self, pieces: Iterable[bytes], timeout_s: float) -> dict[str, Any]:
+        """Of such a file. What came of it."""
+        requests = (admin_pb2.ImportRequest(piece=piece) for piece in pieces)
+        return _as_dict(self._call(self._stub.Import, requests, timeout_s))
+
+    def drain(self, timeout_s: float) -> Iterator[dict[str, Any]]:
+        """How far it is, a few times a second."""
+        return self._stream(self._stub.Drain, admin_pb2.DrainRequest(), timeout_s)
+
     def _call(self, method: Any, request: Any, timeout_s: float = 0.0) -> Any:
         timeout_s = timeout_s or self._timeout_s
         _look(self._path)
+        return self._heard(lambda: method(request, timeout=timeout_s, wait_for_ready=True), timeout_s)  # somebody listens
+
+    def _stream(self, method: Any, request: Any, timeout_s: float) -> Iterator[dict[str, Any]]:
+        """Whoever hears no more of it ends the call."""
+        _look(self._path)
+        answers = method(request, timeout=timeout_s, wait_for_ready=True)
         try:
-            return method(request, timeout=timeout_s, wait_for_ready=True)  # somebody listens
+            while (answer := self._heard(lambda: next(answers, None), timeout_s)) is not None:
+                yield _as_dict(answer)
+        finally:
+            answers.cancel()
+
+    def _heard(self, hear: Callable[[], T], timeout_s: float) -> T:
+        try:
+            return hear()
         except grpc.RpcError as error:
             raise DaemonError(self._said(error, timeout_s)) from None
 
     def _said(self, error: Any, timeout_s: float) -> str:
         """grpc.RpcError has its methods only in fact, not in its type."""
         code, details = error.code(), error.details()
-        if code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+        if code in SAYS_ALL:
             return str(details)
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"kvtierd on {self._path} doesn't answer within {timeout_s:g} s; what it was told goes on"
@@ -98,5 +133,14 @@ def _as_dict(message: Any) -> dict[str, Any]:
         value = getattr(message, field.name)
         if field.has_presence and not message.HasField(field.name):
             value = None
-        found[field.name] = dict(sorted(value.items())) if field.message_type is not None else value
+        found[field.name] = _plain(field, value)
     return found
+
+
+def _plain(field: Any, value: Any) -> Any:
+    """Maps and messages as dicts, what is repeated as a list."""
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return value
+    if field.message_type is None:
+        return list(value)
+    return dict(sorted(value.items())) if field.message_type.GetOptions().map_entry else _as_dict(value)

@@ -7,9 +7,10 @@ gRPC would keep it to itself.
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -17,16 +18,22 @@ from grpc_reflection.v1alpha import reflection
 
 from kvtier.admin import CALLS_MAX, MESSAGE_BYTES_MAX, admin_pb2, target_of
 from kvtier.admin.admin_pb2_grpc import AdminServicer, add_AdminServicer_to_server
+from kvtier.admin.exporting import Exporting
+from kvtier.admin.importing import Importing
 from kvtier.errors import DaemonError
 from kvtier.hints import SESSION_MAX
 from kvtier.listener import make_way, only_the_owner
 from kvtier.listing import LIMIT_MAX, SORTS
+from kvtier.parcel import Damaged, ParcelError
 from kvtier.session import TENANT_DIGITS, is_tenant
 from kvtier.store import BlockStore
+from kvtier.visitor import Visitor
 
 SERVICE = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 SESSIONS_USUAL = 100  # in an answer
 PIN_S_MAX = 365 * 86_400.0
+MOVES_MAX = 4  # exports and imports at once: each has a block in its hands
+DRAIN_LOOK_S = 0.2  # between two answers of a Drain
 SPARE_BYTES, FRAMING_BYTES = 1024, 16  # of a full answer, and of each session in it
 OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -38,9 +45,12 @@ T = TypeVar("T")
 
 
 class AdminService(AdminServicer):
-    def __init__(self, store: BlockStore, after_event: Callable[[], None]) -> None:
+    def __init__(self, store: BlockStore, after_event: Callable[[], None], visitor: Visitor, root: bytes) -> None:
+        self._store, self._visitor, self._root = store, visitor, root
         self._retention = store.retention
         self._after_event = after_event
+        self._under_way: set[_Move] = set()  # exports and imports
+        self._drains = 0  # calls
         self._forgetting: dict[int, asyncio.Future[dict[str, object]]] = {}  # ticket -> who waits
         self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
         self._health = health.aio.HealthServicer()
@@ -143,6 +153,41 @@ class AdminService(AdminServicer):
             await _unknown(context, request.session, request.tenant)
         return answer
 
+    async def Export(self, request: admin_pb2.ExportRequest, context: grpc.aio.ServicerContext) -> None:
+        await self._known(request.session, request.tenant, context)
+        async with _Move(self._under_way, context):
+            sessions = self._retention.moving.called(request.session, request.tenant)
+            exporting = Exporting(self._store, self._visitor, self._root, sessions, time.monotonic())
+            async with aclosing(exporting.answers()) as answers:
+                async for answer in answers:
+                    await context.write(answer)
+
+    async def Import(
+        self, requests: AsyncIterator[admin_pb2.ImportRequest], context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ImportResponse:
+        async with _Move(self._under_way, context):
+            pieces = (request.piece async for request in requests)
+            answer = await Importing(self._store, self._visitor, self._root, pieces).run()
+            self._after_event()
+        return answer
+
+    async def Drain(self, request: admin_pb2.DrainRequest, context: grpc.aio.ServicerContext) -> None:
+        """Who goes away meanwhile leaves it to the others, and the last of them ends it."""
+        draining = self._retention.draining
+        self._drains += 1
+        try:
+            await self._in_turn(draining.begin)
+            while True:
+                answer = _drained(await self._in_turn(lambda now: draining.state()))
+                await context.write(answer)
+                if answer.over:
+                    return
+                await asyncio.sleep(DRAIN_LOOK_S)
+        finally:
+            self._drains -= 1
+            if not self._drains:
+                asyncio.get_running_loop().call_soon(draining.end)
+
     # --- shared by them --------------------------------------------------------------------------------------
 
     async def _known(self, session: str, tenant: str, context: grpc.aio.ServicerContext) -> None:
@@ -182,3 +227,36 @@ async def _unknown(context: grpc.aio.ServicerContext, session: str, tenant: str)
 async def _refuse(context: grpc.aio.ServicerContext, message: str) -> NoReturn:
     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
     raise AssertionError("abort raises")
+
+
+def _drained(state: Mapping[str, Any]) -> admin_pb2.DrainResponse:
+    return admin_pb2.DrainResponse(
+        blocks_left=state["left"],
+        bytes_left=state["left_bytes"],
+        blocks_written=state["written"],
+        bytes_written=state["written_bytes"],
+        blocks_refused=state["refused"],
+        over=state["is_over"],
+        safe=state["is_safe"],
+    )
+
+
+class _Move:
+    """An export or an import. What can't be done is told its caller; a fault of ours is the loop's, and ends the daemon."""
+
+    def __init__(self, others: "set[_Move]", context: grpc.aio.ServicerContext) -> None:
+        self._others, self._context = others, context
+
+    async def __aenter__(self) -> None:
+        if len(self._others) >= MOVES_MAX:
+            await self._context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MOVES_MAX} exports and imports")
+        self._others.add(self)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._others.discard(self)
+        if isinstance(error, ParcelError):
+            is_damaged = isinstance(error, Damaged)
+            code = grpc.StatusCode.DATA_LOSS if is_damaged else grpc.StatusCode.FAILED_PRECONDITION
+            await self._context.abort(code, str(error))
+        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.BaseError):  # else its caller has gone
+            asyncio.get_running_loop().call_exception_handler({"message": "an export or import", "exception": error})
