@@ -46,33 +46,37 @@ $(V)/.kvtier: $(V)/.engine $(SOURCES)
 	$(INSTALL) --no-deps --no-build-isolation --reinstall-package kvtier .
 	touch $@
 
-# Those that need no quiet on all cores; then, one by one, those with drives that fail and with engines. 5: no such tests.
-TOGETHER := tests/unit tests/daemon tests/sim tests/fake_cuda tests/test_style.py
-ALONE := tests/contract tests/crash tests/e2e tests/gpu
+# Those that need no quiet, two at a time on each of few cores, for many of them mostly wait; then the files with engines,
+# each of which takes a core; then, one by one, those with drives that fail or are measured. 5: no such tests.
+WORKERS := $(shell cores=$$(nproc); echo $$((cores < 4 ? 2 * cores : cores < 8 ? cores : 8)))
+TOGETHER := tests/unit tests/daemon tests/sim tests/fake_cuda tests/remote tests/test_style.py
+ENGINES := tests/e2e
+ALONE := tests/contract tests/crash tests/gpu
 
 test: $(V)/.kvtier
-	$(PYTEST) -n auto -m "not long" $(TOGETHER) $(ARGS) || test $$? -eq 5
+	$(PYTEST) -n $(WORKERS) -m "not long" $(TOGETHER) $(ARGS) || test $$? -eq 5
+	$(PYTEST) -n 2 --dist loadfile -m "not long" $(ENGINES) $(ARGS) || test $$? -eq 5
 	$(PYTEST) -m "not long" $(ALONE) $(ARGS) || test $$? -eq 5
 
 test-long: $(V)/.kvtier
 	$(PYTEST) -m long $(ARGS) || test $$? -eq 5
 
 demo: $(V)/.kvtier
-	PYTHONPATH=tests/e2e $(V)/bin/python benchmarks/demo.py $(ARGS)
+	PYTHONPATH=tests:tests/e2e $(V)/bin/python benchmarks/demo.py $(ARGS)
 
 # 3: this machine lacks what is measured.
 bench: $(V)/.kvtier
-	set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; PYTHONPATH=tests/e2e $(V)/bin/python $$file || test $$? -eq 3; done
+	set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; PYTHONPATH=tests:tests/e2e $(V)/bin/python $$file || test $$? -eq 3; done
 
 lint: $(V)/.engine
 	$(V)/bin/ruff check .
 	$(V)/bin/ruff format --check .
 	$(V)/bin/mypy
 
-# What is generated from kvtier/admin/admin.proto is committed: nobody who installs kvtier needs a compiler for it.
+# What is generated from the .proto files is committed: nobody who installs kvtier needs a compiler for it.
 stubs: $(V)/.uv
 	$(V)/bin/uv run --no-project --python $(V)/bin/python --with $(STUBS) \
-	  python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. kvtier/admin/admin.proto
+	  python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. kvtier/admin/admin.proto kvtier/peer/peer.proto
 
 # So is what is generated from native/copy_kernel.cu: nobody who installs kvtier needs a CUDA toolkit.
 kernel: $(V)/.uv

@@ -1,5 +1,5 @@
-"""How long until the first token: cold, from the engine's own prefix cache, from kvtier, from kvtier after a restart of
-the engine, and from kvtier's NVMe tier after a restart of both.
+"""How long until the first token: cold, from the engine's own prefix cache, from kvtier, from a remote beside a kvtierd
+that has nothing else, from kvtier after a restart of the engine, and from kvtier's NVMe tier after a restart of both.
 
     python benchmarks/bench_ttft.py [--json]
 
@@ -10,6 +10,10 @@ answer; `no_reuse_throughput_ratio` is below 1, because prompts that never repea
 
 Each ratio is between two things of the same run, in turn: hit and load of the same prompt, one pair a round; and the
 same fresh prompts through an engine with and one without kvtier, A B B A. Medians, and min to max.
+
+remote_s, in the same rounds: another engine, beside a kvtierd that has just started with empty RAM, no drives and the
+remote (one Valkey or Redis on loopback) that a former kvtierd with the same root secret wrote the prompt to. It is that
+kvtierd's first request for it; what its cost model decided and had predicted for both arms stands beside it.
 """
 
 import argparse
@@ -20,11 +24,15 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import models
 from demo import Daemon
 from engine import Engine
+from far_node import FarNode
+from remote.servers import Absent, Redis, redis_or_valkey
 from rich.console import Console
 from rich.table import Table
 
@@ -59,45 +67,39 @@ def main() -> None:
 
 def measure(model: Path, folder: Path, daemon: Daemon) -> dict[str, object]:
     dtype = models.fastest_dtype()
-    connector = {
-        "kv_connector": "KVTierConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"kvtier": {"socket": str(folder / "kvtierd.sock")}},
-    }
 
-    def start(log: str, with_kvtier: bool) -> Engine:
-        engine = Engine(
-            model, connector=connector if with_kvtier else None, log=folder / log, dtype=dtype, multiprocess=True
-        )
-        engine.generate([_tokens(0, 40)], 2)
-        return engine
+    def start(log: str, socket: Path | None) -> Engine:
+        return _engine(model, socket, folder / log, dtype)
 
     _progress("starting an engine with kvtier and one without")
-    engine, plain = start("with.log", True), start("without.log", False)
+    engine, plain = start("with.log", daemon.socket), start("without.log", None)
     prompt = _tokens(1, PROMPT)
     _progress("cold, then hits and loads in turn")
     cold = engine.generate([prompt], 8)[0]
     answers, hits, loads = [], [], []
-    for _ in range(ROUNDS):
-        hit = engine.generate([prompt], 8)[0]
-        engine.reset()
-        load = engine.generate([prompt], 8)[0]
-        assert load.external_tokens == hit.cached_tokens == PROMPT // 128 * 128
-        answers += [hit, load]
-        hits.append(hit.ttft)
-        loads.append(load.ttft)
+    with ExitStack() as ended:
+        far, why_not = _far_node(ended, folder, prompt, lambda socket: start("far.log", socket))
+        for _ in range(ROUNDS):
+            hit = engine.generate([prompt], 8)[0]
+            engine.reset()
+            load = engine.generate([prompt], 8)[0]
+            assert load.external_tokens == hit.cached_tokens == PROMPT // 128 * 128
+            answers += [hit, load] + ([] if far is None else [far.first_request(prompt)])
+            hits.append(hit.ttft)
+            loads.append(load.ttft)
+        from_remote = {"remote_s": None, "remote": why_not} if far is None else far.result()
     _progress("prompts that never repeat, with and without")
     ratios = _no_reuse(engine, plain)
     plain.stop()
     engine.stop()
     _progress("after an engine restart")
-    engine = start("again.log", True)
+    engine = start("again.log", daemon.socket)
     again = engine.generate([prompt], 8)[0]
     assert again.external_tokens == PROMPT // 128 * 128
     engine.stop()
     _progress("after a restart of both: from disk")
     daemon.restart()
-    engine = start("nvme.log", True)
+    engine = start("nvme.log", daemon.socket)
     nvme = engine.generate([prompt], 8)[0]
     assert nvme.external_tokens == PROMPT // 128 * 128
     engine.stop()
@@ -111,6 +113,7 @@ def measure(model: Path, folder: Path, daemon: Daemon) -> dict[str, object]:
         "kvtier_s_spread": _spread(loads),
         "after_restart_s": round(again.ttft, 4),
         "nvme_s": round(nvme.ttft, 4),
+        **from_remote,
         "kvtier_over_engine_hit": round(statistics.median(pairs), 3),
         "kvtier_over_engine_hit_spread": _spread(pairs),
         "tokens_equal": all(a.tokens == answers[0].tokens for a in answers),
@@ -120,6 +123,33 @@ def measure(model: Path, folder: Path, daemon: Daemon) -> dict[str, object]:
         "dtype": dtype,
         "load_average": round(os.getloadavg()[0], 1),
     }
+
+
+def _engine(model: Path, socket: Path | None, log: Path, dtype: str) -> Engine:
+    """Beside the kvtierd on this socket, or without; its first request is over."""
+    connector = None if socket is None else {
+        "kv_connector": "KVTierConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"kvtier": {"socket": str(socket)}},
+    }  # fmt: skip
+    engine = Engine(model, connector=connector, log=log, dtype=dtype, multiprocess=True)
+    engine.generate([_tokens(0, 40)], 2)
+    return engine
+
+
+def _far_node(
+    ended: ExitStack, folder: Path, prompt: list[int], start_engine: Callable[[Path], Engine]
+) -> tuple[FarNode | None, str]:
+    """One whose remote has the prompt; or why there is none."""
+    try:
+        remote = ended.enter_context(Redis(folder / "remote", redis_or_valkey()))
+    except Absent as reason:
+        return None, str(reason)
+    _progress("a node that has nothing but a remote")
+    far = FarNode(remote, folder / "far", start_engine)
+    ended.callback(far.stop)
+    far.seed(prompt)
+    return far, ""
 
 
 def _no_reuse(engine: Engine, plain: Engine) -> list[float]:

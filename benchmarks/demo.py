@@ -139,15 +139,19 @@ def _start_engine(model: Path, socket: Path, log: Path) -> Engine:
 
 
 class Daemon:
-    """A kvtierd on this socket, with an NVMe tier in `drive` if there is one."""
+    """A kvtierd on this socket, with an NVMe tier in `drive` if there is one, and with these settings."""
 
-    def __init__(self, socket: Path, log: Path, drive: Path | None = None) -> None:
+    def __init__(
+        self, socket: Path, log: Path, drive: Path | None = None, settings: dict[str, object] | None = None
+    ) -> None:
         self.socket, self._log = socket, log
         self._command = [_program("kvtierd"), "--set", f"server.socket={socket}", "--set", f"cpu.capacity={CAPACITY}"]
         # So few requests: none is held out. What is learnt here is of no use to another kvtierd.
         self._command += ["--set", "cost.holdout=0", "--set", f"cost.state={socket.parent / 'state'}"]
         if drive is not None:
             self._command += ["--set", f"nvme.paths={drive}", "--set", f"nvme.capacity={ON_DISK}"]
+        for name, value in (settings or {}).items():
+            self._command += ["--set", f"{name}={value}"]
         self.start()
 
     def start(self) -> None:

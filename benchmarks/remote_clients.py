@@ -25,6 +25,7 @@ HEADER = bytes(128)
 class Client(Protocol):
     def put(self, names: Sequence[str], memory: Sequence[memoryview], at_once: int) -> None: ...
     def get(self, names: Sequence[str], memory: Sequence[memoryview], at_once: int) -> None: ...
+    def tidy(self) -> None: ...  # before each of these, outside of the time
     def close(self) -> None: ...
 
 
@@ -52,6 +53,9 @@ class Threaded:
                 move(names[each], memory[each])
 
         list(self._threads.map(work, range(at_once)))
+
+    def tidy(self) -> None:
+        """Nothing is left behind."""
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -184,6 +188,9 @@ class OnLoop:
                 await move(names[each], memory[each])
 
         await asyncio.gather(*map(work, range(at_once)))
+
+    def tidy(self) -> None:
+        """Nothing is left behind."""
 
     async def put_one(self, name: str, memory: memoryview) -> None:
         raise NotImplementedError

@@ -8,9 +8,10 @@ The nouns. No others exist without standing here:
     Block       the immutable KV bytes of N consecutive tokens: all layers, all ranks of one engine
     BlockKey    16 bytes naming content: keyed hash of the engine's own prefix hash and its cache group.
                 Content-addressed: never updated, never invalidated
+    Root        the secret that all keys are made with. Nodes that share a Remote share it
     Namespace   everything that must be equal for two keys to mean the same bytes: weights, dtypes, layout, ranks, ...
                 A mismatch is a miss by construction. Its epoch grows when an engine resets its cache
-    Tier        a rank of storage with a byte budget. Today: `gpu` (copies), `cpu` (the arena) and `nvme`; later `remote`
+    Tier        a rank of storage with a byte budget: `gpu` (copies), `cpu` (the arena), `nvme`; and `remote`, on others
     Arena       one preallocated region of shared memory: the daemon owns it, engines map it
     Slot        one place in the arena, named by its number: offset / 64 KiB. A Slot is a place, a Block is content
     Slab        a stretch of the arena that is cut into slots of one size
@@ -20,9 +21,14 @@ The nouns. No others exist without standing here:
                 arena too: a copy that is lost costs speed
     Catalogue   which block lies at which place, on disk: what survives a restart
     Remote      a store on other machines, that nodes share: blocks are found there by their keys, and others write there
+    Question    which of these keys are in a Remote; a lookup may be put aside until the answer comes
+    Source      a tier that blocks are read from for a lookup that waits
     Envelope    the header of a value in a Remote, which proves whose bytes they are
     Breaker     leaves a Remote alone that fails or is silent, until a probe is answered
     Known       what is known of a Remote's blocks, without asking: there, or missing
+    Parcel      one conversation in a file, on its way to another node
+    Peer        another node, which reads this one's blocks as its Remote, and writes to it
+    Visitor     in the store, whoever reads and writes blocks and is no engine: a peer, a parcel
     Placement   one Block's presence in one Tier, with its pins
     Index       BlockKey to placement, in RAM: a miss never touches a disk
     Client      a socket peer: an engine's scheduler, an engine's worker, or an observer such as tier-stats
@@ -52,22 +58,24 @@ The verbs: *save* and *load* (engine to arena, arena to engine); *demote* and *p
 *mirror*: copy from the arena to a GPU; *stage*: promote for a lookup that waits; *hold out*: serve a request without
 loads, to see what others gain; *evict* drops a placement; *lend*, *commit* and *give back* slots; *close* a slab that
 another size needs; *reclaim* an extent; *lookup* and *release* leases; *announce* a return, *fetch ahead* of it; *park* a
-session: let it leave RAM; *forget* it: remove it from every tier, *wipe* its slots and *erase* its places.
+session: let it leave RAM; *forget* it: remove it from every tier, *wipe* its slots and *erase* its places; *export* it and
+*import* it elsewhere: a parcel; *drain* a node: write below what is worth keeping, before it goes away.
 
 Layers; a file imports only from lower ones. What decides, layers 0 to 7, is pure: no clock, no randomness, no I/O.
 
     0  errors block
-    1  index arena policy stats protocol config transfer admission estimators guard ghosts hints returns known
-    2  ram extents cost lineage ranking own_queues
+    1  index arena policy stats protocol config transfer admission estimators guard ghosts hints returns known namespaces
+    2  ram extents cost lineage ranking own_queues remote_room
     3  demotion staging mirror decision session s3fifo arc
-    4  lower deciding categories expecting pins
-    5  leases forgetting listing standing
-    6  lending retention
+    4  lower deciding categories expecting pins moving away lookup rankings
+    5  seeking forgetting listing standing following draining
+    6  leases lending retention
     7  store
-    8  client observer listener members topology failpoint dispatch decision_log
-    9  tiers replay calibration admin departing worker_client
-    10  mover server measuring experience
-    11  daemon cli
+    8  client observer listener members topology failpoint dispatch decision_log secret_file peer
+    9  tiers replay calibration departing worker_client
+    10  mover server measuring experience opening visitor parcel
+    11  admin peer_service
+    12  daemon cli
 """
 
 __version__ = "0.1.0"

@@ -72,6 +72,10 @@ def unpack_keys(packed: bytes) -> list[BlockKey]:
     return list(struct.unpack(f"{KEY_BYTES}s" * (len(packed) // KEY_BYTES), packed))
 
 
+def key_at(packed: bytes, at: int) -> BlockKey:
+    return packed[at * KEY_BYTES : (at + 1) * KEY_BYTES]
+
+
 def pack_slots(slots: Iterable[int] | np.ndarray) -> bytes:
     return np.asarray(slots, dtype=SLOT_TYPE).tobytes()
 

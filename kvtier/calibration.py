@@ -30,11 +30,12 @@ VERSION = 1
 FILE_BYTES_MAX = 4 * 1024**2
 MACHINES_MAX = 16  # entries; the oldest goes
 PREFILLS_MAX = 64  # namespaces; the one that was remembered longest ago goes
+REMOTES_MAX = 16  # as well
 COUNTS_MAX, COUNT_MAX = 16, 2**63 - 1
 SPARE_S = 10.0  # beyond its seconds a measurement may take so long, then its process is ended
 KILLED_S = 1.0  # and then it is waited for no longer: a drive that hangs may keep it
 
-CPU, NVME = "cpu", "nvme"  # links: arena to engine, drives to arena
+CPU, NVME, REMOTE = "cpu", "nvme", "remote"  # links: arena to engine, drives to arena, remote to arena
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Speed:
 
 
 # Where nothing was measured: on the slow side, for a load that is too slow costs more than one that was not tried.
-PRIORS = {CPU: Speed(100e-6, 8e9), NVME: Speed(1e-3, 2e9)}
+PRIORS = {CPU: Speed(100e-6, 8e9), NVME: Speed(1e-3, 2e9), REMOTE: Speed(2e-3, 0.2e9)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Calibration:
     drives: list[Drive] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     prefills: dict[str, dict[str, int]] = field(default_factory=dict)  # by the namespace's digest in hex; newest last
+    remotes: dict[str, dict[str, int]] = field(default_factory=dict)  # links, by the remote's name; newest last
 
     @property
     def is_measured(self) -> bool:
@@ -82,10 +84,21 @@ class Calibration:
 
     def remember_prefill(self, namespace: str, counts: Mapping[str, int]) -> None:
         """`counts`: how long an engine of this namespace computes, as it goes over the wire."""
-        self.prefills.pop(namespace, None)
-        self.prefills[namespace] = dict(counts)
-        while len(self.prefills) > PREFILLS_MAX:
-            del self.prefills[next(iter(self.prefills))]
+        _remember(self.prefills, namespace, counts, PREFILLS_MAX)
+
+    def remember_remote(self, name: str, counts: Mapping[str, int]) -> None:
+        """`counts`: its link, as Link.to_counts has it. No measurement of the machine says anything of a remote."""
+        _remember(self.remotes, name, counts, REMOTES_MAX)
+
+    def remote(self, name: str) -> Mapping[str, int]:
+        """For Link.from_counts."""
+        prior = PRIORS[REMOTE]
+        otherwise = {"latency_us": round(prior.latency_s * 1e6), "bytes_per_s": round(prior.bytes_per_s)}
+        return self.remotes.get(name, otherwise)
+
+    def take_learnt(self, other: "Calibration") -> None:
+        """What an earlier kvtierd learnt by working, not by measuring."""
+        self.prefills, self.remotes = other.prefills, other.remotes
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -104,7 +117,8 @@ class Calibration:
                     Drive(str(drive["path"]), Speed(**drive["read"]), Speed(**drive["write"])) for drive in fields["drives"]
                 ],
                 notes=[str(note) for note in fields["notes"]],
-                prefills=_good_prefills(fields["prefills"]),
+                prefills=_good_counts(fields["prefills"], PREFILLS_MAX),
+                remotes=_good_counts(fields.get("remotes", {}), REMOTES_MAX),
             )
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"no calibration: {error!r}") from None
@@ -161,18 +175,18 @@ def load(folder: Path, machine: Mapping[str, str]) -> Calibration:
         if kept.machine == machine:
             return kept
         if _without_drives(kept.machine) == _without_drives(machine):
-            found.prefills = kept.prefills  # of the newest such one
+            found.take_learnt(kept)  # of the newest such one
     return found
 
 
 def save(folder: Path, calibration: Calibration) -> str:
     """Durable when it returns. What went wrong, or "". Whoever measured last is right: `kvtier calibrate` may have done so
     while a kvtierd held an older one. May run on a thread: what is remembered meanwhile is for the next time."""
-    calibration = replace(calibration, prefills=dict(calibration.prefills))
+    calibration = replace(calibration, prefills=dict(calibration.prefills), remotes=dict(calibration.remotes))
     kept = _entries(folder)
     for entry in kept:
         if entry.machine == calibration.machine and entry.at > calibration.at:
-            entry.prefills = calibration.prefills
+            entry.take_learnt(calibration)
             calibration = entry
     kept = [*(entry for entry in kept if entry.machine != calibration.machine), calibration][-MACHINES_MAX:]
     try:
@@ -206,12 +220,19 @@ def _without_drives(machine: Mapping[str, str]) -> dict[str, str]:
     return {fact: value for fact, value in machine.items() if not fact.startswith("/")}
 
 
-def _good_prefills(given: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+def _remember(kept: dict[str, dict[str, int]], name: str, counts: Mapping[str, int], most: int) -> None:
+    kept.pop(name, None)
+    kept[name] = dict(counts)
+    while len(kept) > most:
+        del kept[next(iter(kept))]
+
+
+def _good_counts(given: Mapping[str, Mapping[str, int]], most: int) -> dict[str, dict[str, int]]:
     good = {}
-    for namespace, counts in list(given.items())[-PREFILLS_MAX:]:
+    for of, counts in list(given.items())[-most:]:
         fits = len(counts) <= COUNTS_MAX and all(type(n) is int and abs(n) <= COUNT_MAX for n in counts.values())
         if fits:
-            good[str(namespace)] = {str(name): n for name, n in counts.items()}
+            good[str(of)] = {str(name): n for name, n in counts.items()}
     return good
 
 

@@ -68,8 +68,42 @@ DAEMON = (
     Option("nvme.stage_deadline_ms", 30_000, "ms", "A lookup waits this long for blocks from the drives; then the request "
            "goes on with what has come, and the rest is computed. Mostly it is found earlier that computing is faster; "
            "this is for when nothing is known.", 1, 600_000),
-    Option("nvme.drain_s", 20, "s", "At SIGTERM: how long kvtierd goes on to write what is worth it. The service manager "
-           "must give it more.", 0, 3600),
+    Option("nvme.drain_s", 20, "s", "At SIGTERM: how long kvtierd goes on to write what is worth it, to the drives and to "
+           "the remote. The service manager must give it more.", 0, 3600),
+    Option("remote.url", "", "text", "The remote tier, a store that nodes share: redis://host, rediss://host, "
+           "redis+cluster://host,host, s3://bucket/prefix, gs://bucket, az://container, file:///folder, mooncake://master, "
+           "or another kvtierd: grpcs://host:port. No password stands in it. Empty: no such tier."),
+    Option("remote.secret_file", "", "path", "Holds the secret that keys are made with, as `kvtier secret` makes it: a "
+           "remote needs it, and nodes with the same one find each other's blocks. Mode 0600; blocks that lie on the "
+           "drives by another secret are forgotten. A name alone is one of systemd's credentials."),
+    Option("remote.username", "", "text", "Who we are there: a Redis user, the id of an S3 access key, an Azure account. "
+           "Empty: none, or as the environment says."),
+    Option("remote.password_file", "", "path", "Holds its password or secret key. Mode 0600; a name alone is one of "
+           "systemd's credentials. Empty: $KVTIER_REMOTE_PASSWORD, or what the kind of store looks for by itself, such as "
+           "$AWS_SECRET_ACCESS_KEY or a role."),
+    Option("remote.endpoint", "", "text", "S3: where it is served, such as http://host:8333, when that isn't Amazon."),
+    Option("remote.region", "", "text", "S3: the bucket's region."),
+    Option("remote.ca_file", "", "path", "TLS: whose certificates are trusted. Empty: those that the system trusts."),
+    Option("remote.cert_file", "", "path", "TLS: the certificate that we show, where we are asked for one."),
+    Option("remote.key_file", "", "path", "TLS: its key, where that isn't in remote.cert_file."),
+    Option("remote.write_rate", 64 * MIB, "bytes", "How much may be written to the remote in a second, on the mean of some "
+           "seconds; more waits, and may leave RAM unwritten.", 64 * KIB, TIB),
+    Option("remote.deadline_ms", 2000, "ms", "A call that moves a block may take this long, and longer for one of many "
+           "MiB; a question half of it, at most a second.", 50, 60_000),
+    Option("remote.stage_deadline_ms", 10_000, "ms", "A lookup waits this long for blocks from the remote; then the "
+           "request goes on with what has come, and the rest is computed. Mostly it is found earlier that computing is "
+           "faster.", 1, 600_000),
+    Option("peer.listen", "", "text", "Where other nodes read this one's blocks and write theirs, as HOST:PORT: "
+           "kvtier.v1.Peer, which they name grpcs://HOST:PORT in their remote.url. Without TLS only 127.0.0.1, ::1 and "
+           "localhost. Empty: nowhere."),
+    Option("peer.certificate", "", "path", "TLS: the certificate that this node shows there. Files that are replaced are "
+           "read again."),
+    Option("peer.key", "", "path", "TLS: its key. Others may not read it."),
+    Option("peer.client_ca", "", "path", "TLS: who signs the certificates of nodes that are let in. What a node may use "
+           "stands in its certificate: a URI kvtier:namespace:* among the subject's alternative names, or "
+           "kvtier:namespace: and the 16 hex digits of one."),
+    Option("peer.write_rate", 256 * MIB, "bytes", "How much all other nodes together may write here in a second, on the "
+           "mean of some seconds; more is refused.", 64 * KIB, TIB),
     Option("cost.mode", "decide", "text", "decide: fetch where that is expected to be faster than to compute. always: "
            "fetch whatever is here. shadow: decide and log, but never load."),
     Option("cost.holdout", 0.01, "share", "So many requests go without, to see what the others gain; a tier that is "

@@ -24,6 +24,10 @@ BUSY_MAX = 0.95
 GAIN_MIN_S, GAIN_MIN_SHARE = 0.005, 0.05  # a smaller gain isn't worth the traffic
 PATIENCE = 1.25  # how much worse than giving up waiting may look: hysteresis
 UNCALIBRATED_TOKENS_MIN = 256
+ASK_SHARE = 0.25  # of what an answer is expected to save, asking may take
+ASK_TIMES, ASK_S_MIN = 4.0, 0.01  # so many times as long as usual an answer is waited for, and at least so long,
+ASK_WAIT_SHARE = 0.1  # and at least this share of what it is expected to save: the first one is slower, it connects
+ASK_ALWAYS_S = 0.5  # where nothing is weighed
 UNCALIBRATED_S, UNCALIBRATED_S_PER_TOKEN, UNCALIBRATED_S_MAX = 0.25, 0.1 / 1024, 30.0
 
 
@@ -45,11 +49,13 @@ class Pressure:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Take so many tokens beyond the resident ones, which are there after load_s. `tier`: the deepest used, or ""."""
+    """Take so many tokens beyond the resident ones, which are there after load_s. `tier`: the deepest used, or "". `also`:
+    other tiers below RAM that it needs."""
 
     tokens: int
     load_s: float
     tier: str
+    also: tuple[str, ...] = ()
 
 
 class Estimate(NamedTuple):
@@ -126,6 +132,14 @@ def keeps_waiting(
     computed_s = prefill.seconds(have, end)
     give_up_s = pressure.backlog_s + computed_s + pressure.price_s(computed_s)
     return remaining_s <= PATIENCE * give_up_s
+
+
+def patience_to_ask(gain_s: float, backlog_s: float, ask_s: float) -> float:
+    """Seconds to wait for an answer that usually takes `ask_s` and is expected to save `gain_s`; 0: it isn't waited for.
+    What the engine has to do first hides it."""
+    if ask_s >= max(backlog_s, ASK_SHARE * gain_s if gain_s >= GAIN_MIN_S else 0.0):
+        return 0.0
+    return backlog_s + min(gain_s, max(ASK_S_MIN, ASK_TIMES * ask_s, ASK_WAIT_SHARE * gain_s))
 
 
 def uncalibrated_limit_s(tokens: int) -> float:

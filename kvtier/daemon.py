@@ -14,35 +14,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtier import __version__, _native, config, topology
+from kvtier import __version__, _native, config, opening
 from kvtier.admin import default_admin_socket
-from kvtier.admission import Budget
-from kvtier.block import SLOT_UNIT
+from kvtier.block import SECRET_BYTES, SLOT_UNIT
 from kvtier.client import default_socket
 from kvtier.config import Config, format_size
 from kvtier.deciding import MODES
 from kvtier.errors import ConfigError, DaemonError, KVTierError
 from kvtier.experience import Experience
-from kvtier.extents import Extents
 from kvtier.guard import Guard
-from kvtier.mover import Mover
+from kvtier.mover import Mover, Orders
+from kvtier.peer.listening import listening
+from kvtier.rankings import POLICIES
 from kvtier.server import Server
-from kvtier.store import POLICIES, BlockStore
-from kvtier.tiers.base import Recovered
-from kvtier.tiers.gpu import GpuTier, device_named
-from kvtier.tiers.nvme import NvmeTier
+from kvtier.store import BlockStore
+from kvtier.tiers.base import Tier
+from kvtier.tiers.remote import shown
+from kvtier.tiers.remote.remote import RemoteTier
+from kvtier.transfer import Finished
+from kvtier.visitor import Visitor
 
 if TYPE_CHECKING:
     from kvtier.admin.service import AdminService
+    from kvtier.peer_service import PeerService
 
 log = logging.getLogger("kvtierd")
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 EXIT_CONFIG, EXIT_FAULT = 2, 70
-BLOCK_BYTES_USUAL = 512 * config.KIB  # for so many blocks the index has room at once; for more it grows by itself
-TABLE_KEYS_MAX = 4_000_000
 DRAIN = 0  # the flush before the end; observers' flushes have other numbers
-ALIGN = 2 * config.MIB  # of what is taken of memories
+PEERS_S = 0.5  # so long other nodes may take to end their calls
 GPU_DRAIN_S = 5.0  # so long workers may take to end copies from the GPU tier
 TICK_S = 0.05  # between looks at the clock
 WIPE_BYTES = 4 * config.MIB  # zeroed at a time, in about a millisecond; then whoever waits is served
@@ -65,6 +66,7 @@ def main() -> None:
             format="%(asctime)s %(levelname)-7s %(message)s",
             stream=sys.stderr,
         )
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or whoever scans peer.listen writes into our log
         sys.exit(asyncio.run(Daemon(settings).run()))
     except KVTierError as error:
         print(f"kvtierd: {error}", file=sys.stderr)
@@ -93,21 +95,18 @@ def load(file: Path | None, overrides: list[str]) -> Config:
     return settings
 
 
-def _key_table(capacity: int) -> _native.KeyTable:
-    """With room for the blocks that usually lie in so many bytes."""
-    return _native.KeyTable(expected=min(capacity // BLOCK_BYTES_USUAL, TABLE_KEYS_MAX))
-
-
 class Daemon:
     def __init__(self, settings: Config) -> None:
         self.settings = settings
         self.path = Path(settings.text("server.socket") or default_socket())
         self.admin_path = Path(settings.text("admin.socket") or default_admin_socket(self.path))
         self._status = 0
-        self._mover: Mover | None = None  # of the drives
         self._movers: list[Mover] = []
+        self._remote: RemoteTier | None = None
         self._admin: AdminService | None = None
-        self._drained: bool | None = None  # whether the last flush before the end was good
+        self._peers: PeerService | None = None
+        self._visitors: list[Visitor] = []
+        self._drained: dict[str, bool] = {}  # by tier: whether the last flush before the end was good
 
     async def run(self) -> int:
         """Serves until SIGTERM or SIGINT. Returns the exit status."""
@@ -116,68 +115,101 @@ class Daemon:
         self._loop.set_exception_handler(self._on_fault)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._over.set)
-        arena = self._make_arena()
-        self._store = BlockStore(
-            arena.size,
-            lend_share=self.settings.number("lend.max_share"),
-            lease_share=self.settings.number("lease.max_share"),
-            table=_key_table(arena.size),
-            policy=self.settings.text("policy.name"),
-            session_table=_key_table(arena.size),
-        )
-        self._store.retention.pins.share = self.settings.number("policy.pin_share")
-        self._store.retention.pins.usual_s = self.settings.number("policy.pin_s")
-        self._wiper = Wiper(self._store, arena, self._after_event)
-        paths = [Path(path.strip()) for path in self.settings.text("nvme.paths").split(",") if path.strip()]
-        experience = self._experience = Experience(self.settings, paths)
-        decisions = self._store.decisions
-        decisions.mode = self.settings.text("cost.mode")
-        decisions.guard = Guard(self.settings.number("cost.holdout"))
-        decisions.epoch_s = time.time() - time.monotonic()
-        gpu = self._open_gpu(arena)
-        tier = self._open_nvme(arena, paths)
-        # Without a tier that survives: a root of its own. What another kvtierd kept in its RAM can't be meant by any key,
-        # and none of its slots by any generation.
-        root = tier.root if tier is not None else secrets.token_bytes(32)
-        server = self._server = Server(self._store, arena.fd, self.settings, root, secrets.randbelow(2**61) + 1)
-        server.facts.update(
-            pid=os.getpid(), arena={"huge_bytes": arena.huge_bytes, "pinned": arena.pinned, "notes": list(arena.notes)}
-        )
-        server.after_event = self._after_event
-        if tier is not None:
-            server.tier_states["nvme"] = tier.state
-            self._mover = Mover(tier, self._store.transfers, self._store.finished, self._after_event)
-            self._movers.append(self._mover)
-        if gpu is not None and self._store.mirror is not None:
-            server.tier_states["gpu"] = gpu.state
-            server.for_workers = {"gpu": gpu.handle, "gpu_capacity": gpu.capacity}
-            server.for_workers |= {"gpu_uuid": gpu.uuid, "gpu_stamp": gpu.stamp}
-            self._movers.append(Mover(gpu, self._store.mirror.transfers, self._store.gpu_finished, self._after_event))
+        server = self._open()
         for mover in self._movers:
             mover.listen()
-        experience.begin(self._store, time.monotonic())
-        server.on_join, server.on_leave = experience.joined, experience.left
+        self._experience.begin(self._store, time.monotonic())
+        server.on_join, server.on_leave = self._experience.joined, self._experience.left
         self._tick()
         server.listen(self.path)
         await self._serve_admin()
+        self._serve_peers()
         server.serve()
-        log.info("kvtierd %s serves %s of RAM on %s", __version__, format_size(arena.size), self.path)
+        log.info("kvtierd %s serves %s of RAM on %s", __version__, format_size(self._store.ram.slots.capacity), self.path)
         gc.collect()
         gc.freeze()  # what lives as long as the daemon need not be walked again
         await self._over.wait()
         await self._end()
         return self._status
 
+    def _open(self) -> Server:
+        """All that there is, and nothing is served yet. What is wrong in the settings shows before anything is taken."""
+        settings = self.settings
+        root, remote = opening.shared_root(settings), opening.remote_store(settings)
+        self._listening = listening(settings)
+        arena = self._arena = opening.arena_of(settings)  # it lives as long as we do
+        store = self._store = BlockStore(
+            arena.size,
+            lend_share=settings.number("lend.max_share"),
+            lease_share=settings.number("lease.max_share"),
+            table=opening.key_table(arena.size),
+            policy=settings.text("policy.name"),
+            session_table=opening.key_table(arena.size),
+        )
+        store.retention.pins.share = settings.number("policy.pin_share")
+        store.retention.pins.usual_s = settings.number("policy.pin_s")
+        self._wiper = Wiper(store, arena, self._after_event)
+        paths = [Path(path.strip()) for path in settings.text("nvme.paths").split(",") if path.strip()]
+        experience = self._experience = Experience(settings, paths)
+        store.decisions.mode = settings.text("cost.mode")
+        store.decisions.guard = Guard(settings.number("cost.holdout"))
+        store.decisions.epoch_s = time.time() - time.monotonic()
+        gpu = opening.gpu_tier(settings, store, arena)
+        drives = opening.nvme_tier(settings, paths, store, arena, root, experience.drives_link())
+        if drives is not None:
+            root = drives.root
+        # Without a root that survives, one of its own. What another kvtierd kept in its RAM can't be meant by any key, and
+        # none of its slots by any generation.
+        self._root = root or secrets.token_bytes(SECRET_BYTES)
+        server = self._server = Server(store, arena.fd, settings, self._root, secrets.randbelow(2**61) + 1)
+        server.facts.update(
+            pid=os.getpid(), arena={"huge_bytes": arena.huge_bytes, "pinned": arena.pinned, "notes": list(arena.notes)}
+        )
+        server.after_event = self._after_event
+        if drives is not None:
+            self._attend("nvme", drives, store.transfers, store.finished)
+        if gpu is not None and store.mirror is not None:
+            server.for_workers = {"gpu": gpu.handle, "gpu_capacity": gpu.capacity}
+            server.for_workers |= {"gpu_uuid": gpu.uuid, "gpu_stamp": gpu.stamp}
+            self._attend("gpu", gpu, store.mirror.transfers, store.gpu_finished)
+        if remote is not None:
+            url = settings.text("remote.url")
+            tier = self._remote = opening.remote_tier(settings, remote, store, arena, experience.remote_link(url))
+            self._attend("remote", tier, store.remote_transfers, store.remote_finished)
+            server.tier_states["remote"] = lambda: {"url": shown(url), **tier.state()}
+        return server
+
+    def _attend(self, name: str, tier: Tier, orders: Orders, finished: Callable[[Finished, float], None]) -> None:
+        """What the store orders goes to the tier from now on, and observers see its state."""
+        self._server.tier_states[name] = tier.state
+        self._movers.append(Mover(tier, orders, finished, self._after_event))
+
     async def _serve_admin(self) -> None:
         """Before engines are: they might take the last descriptors, without which gRPC ends a process."""
         service = importlib.import_module("kvtier.admin.service")
-        admin = service.AdminService(self._store, self._after_event)
+        visitor = Visitor(self._store, self._arena.view(), self._after_event, "admin")
+        admin = service.AdminService(self._store, self._after_event, visitor, self._root)
         try:
             await admin.start(self.admin_path)
         except DaemonError:
             self.path.unlink()
             raise
         self._admin = admin
+        self._visitors.append(visitor)
+
+    def _serve_peers(self) -> None:
+        if self._listening is None:
+            return
+        visitor = Visitor(self._store, self._arena.view(), self._after_event, "peer")
+        service = importlib.import_module("kvtier.peer_service")
+        peers = service.PeerService(visitor, self._store.stats, self.settings.number("peer.write_rate"))
+        try:
+            peers.start(*self._listening)
+        except DaemonError:
+            self.path.unlink()
+            raise
+        self._peers = peers
+        self._visitors.append(visitor)
 
     async def _end(self) -> None:
         """Engines first, so that nothing new comes; then what they left is written. The arena stays as it is for those
@@ -186,35 +218,56 @@ class Daemon:
             log.warning("an engine did not end its copies in %g s; its loads from the GPU tier may fail", GPU_DRAIN_S)
         self._server.close()
         self.path.unlink(missing_ok=True)
+        if self._peers is not None:
+            await self._peers.stop(PEERS_S)
         if self._admin is not None:  # what is being forgotten may still come to its end
             stopping = asyncio.create_task(self._admin.stop(self.settings.number("nvme.drain_s")))
-        drains = self._mover is not None and not self._status
-        if drains and not await self._drain(self.settings.number("nvme.drain_s")):
-            log.warning("not all blocks could be written to the drives; raise nvme.drain_s if the drives are slow")
+        if not self._status:
+            await self._drain(self.settings.number("nvme.drain_s"))
         for mover in self._movers:
             mover.close()
         if self._admin is not None:
             await self._admin.stop(None)
             await stopping
+        for visitor in self._visitors:
+            visitor.close()
         await self._experience.end()
         log.info("kvtierd ends")
 
-    async def _drain(self, within_s: float) -> bool:
-        """Whether what is worth a write has been written, and survives a crash."""
-        self._store.flush(DRAIN)
+    async def _drain(self, within_s: float) -> None:
+        """What is worth a write is written, and survives a crash; or the log says that it isn't so."""
+        lower, away = self._store.lower, self._store.away
+        if lower is not None:
+            self._store.flush(DRAIN)
+        if away is not None:
+            away.flush(DRAIN)
         until = time.monotonic() + within_s
-        while self._drained is None and time.monotonic() < until:
+        while self._is_draining() and time.monotonic() < until:
             await asyncio.sleep(TICK_S)
-        return bool(self._drained)
+        if lower is not None and not self._drained.get("nvme"):
+            log.warning("not all blocks could be written to the drives; raise nvme.drain_s if the drives are slow")
+        if away is not None and not self._drained.get("remote") and away.demotions.waiting:
+            log.warning("%d blocks could not be written to the remote", away.demotions.waiting)
+
+    def _is_draining(self) -> bool:
+        """A remote that takes no writes now is not waited for."""
+        away = self._store.away
+        if away is not None and "remote" not in self._drained and (is_there := away.flushed(DRAIN)) is not None:
+            self._drained["remote"] = is_there
+        if self._store.lower is not None and "nvme" not in self._drained:
+            return True
+        return self._remote is not None and "remote" not in self._drained and not self._remote.read_only
 
     def _after_event(self) -> None:
         for mover in self._movers:
             mover.pump()
         self._wiper.look()
+        for visitor in self._visitors:
+            visitor.settle()
         self._server.settle()
         for flush, is_durable in self._store.flushed():
             if flush == DRAIN:
-                self._drained = is_durable
+                self._drained["nvme"] = is_durable
             else:
                 self._server.flushed(flush, is_durable)
 
@@ -222,65 +275,14 @@ class Daemon:
         """Time passes: for lookups that wait, for the write budget, for a drive that was full, for what is to be logged."""
         self._loop.call_later(TICK_S, self._tick)
         now = time.monotonic()
+        if self._remote is not None:
+            self._store.set_remote_away(self._remote.is_away)
         self._store.tick(now)
         self._experience.tick(now)
         self._after_event()
         if self._admin is not None:
             self._admin.settle()
         self._server.beat()
-
-    def _open_nvme(self, arena: _native.Arena, paths: list[Path]) -> NvmeTier | None:
-        """Attached to the store, with all that survived. DaemonError names the setting that cures it."""
-        if not paths:
-            return None
-        begun = time.monotonic()
-        tier = NvmeTier(paths, self.settings.count("nvme.capacity"), arena.address, io=self.settings.text("nvme.io"))
-        for note in tier.notes:
-            log.warning("%s", note)
-        found, tier.recovered = tier.recovered, Recovered()
-        extents = Extents(tier.extents, tier.extent_bytes, tier.drives, _key_table(tier.extents * tier.extent_bytes))
-        odd = extents.recover(found.keys, found.places, found.sizes, found.namespaces, found.checksums, found.origins)
-        budget = Budget(self.settings.number("nvme.endurance_dwpd") * tier.rated_bytes, time.monotonic())
-        stage_s = self.settings.number("nvme.stage_deadline_ms") / 1e3
-        self._store.attach(extents, budget, stage_s, found.remembered, self._experience.drives_link())
-        size = format_size(extents.used_bytes)
-        log.info("%s blocks (%s) found on %d drives in %.2f s, by %s", f"{len(extents):,}", size, tier.drives,
-                 time.monotonic() - begun, tier.io_backend)  # fmt: skip
-        if odd:
-            log.warning("%d blocks on the drives don't fit their extents and are forgotten", odd)
-        return tier
-
-    def _open_gpu(self, arena: _native.Arena) -> GpuTier | None:
-        """Attached to the store. DaemonError names the setting, and the driver's reason."""
-        wanted = self.settings.count("gpu.capacity")
-        if not wanted:
-            return None
-        try:
-            driver = _native.CudaDriver.open()
-            if driver.reason:
-                raise ValueError(driver.reason)
-            if wanted < ALIGN:
-                raise ValueError(f"at least {format_size(ALIGN)} are of use")
-            device = device_named(self.settings.text("gpu.device"), driver.devices)
-            tier = GpuTier(driver, device, wanted // ALIGN * ALIGN, arena.view())
-        except (ValueError, MemoryError, RuntimeError, OSError) as error:
-            cure = "change gpu.device or gpu.capacity, or set gpu.capacity = 0 to do without the GPU tier"
-            raise DaemonError(f"can't have gpu.capacity = {format_size(wanted)}: {error}; {cure}") from None
-        self._store.attach_gpu(tier.capacity)
-        log.info("copies of up to %s in memory of %s", format_size(tier.capacity), tier.name)
-        return tier
-
-    def _make_arena(self) -> _native.Arena:
-        size = self.settings.count("cpu.capacity") // ALIGN * ALIGN
-        log.info("taking %s of RAM", format_size(size))
-        try:
-            node = topology.arena_node(self.settings.text("cpu.numa"))
-            arena = _native.Arena.create(size, "kvtier-arena", pin=bool(self.settings["cpu.pin"]), numa_node=node)
-        except (MemoryError, OSError) as error:
-            raise DaemonError(f"can't take cpu.capacity = {format_size(size)}: {error}; lower it") from None
-        for note in arena.notes:
-            log.warning("%s", note)
-        return arena
 
     def _on_fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """A loop edge: an error that nobody expected. The store may be wrong now, so end rather than lie; the service

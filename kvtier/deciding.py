@@ -8,16 +8,20 @@ decision is: decision.py; of those that ended the newest are kept, and the log g
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvtier.cost import (
+    ASK_ALWAYS_S,
+    ASK_TIMES,
     GAIN_MIN_S,
+    UNCALIBRATED_TOKENS_MIN,
     Candidate,
     Estimate,
     Pressure,
     choose,
     keeps_waiting,
+    patience_to_ask,
     uncalibrated_limit_s,
 )
 from kvtier.decision import OUTCOME, Ask, Decision, Matched
@@ -45,7 +49,7 @@ class _Engine:
     busy: float = 0.0
     running: int = 0
     believed: Mapping[str, int] = field(default_factory=dict)  # of the links
-    believed_at: tuple[int, int] = (-1, -1)  # samples of each
+    believed_at: tuple[int, ...] = ()  # samples of each
     fetching: dict[int, float] = field(default_factory=dict)  # lease -> seconds of prefill that it is to save
     waste_s: float = WASTE_BURST_S
     waste_at: float = 0.0
@@ -55,7 +59,8 @@ class Decisions:
     def __init__(self, ghosts: Ghosts, stats: Stats) -> None:
         self.mode = "always"  # until the daemon says
         self.guard = Guard(0.0)
-        self.drives: Link | None = None  # the tier below, to RAM
+        self.drives: Link | None = None  # to RAM, as the next
+        self.remote: Link | None = None
         self.engine_link = (ENGINE_LATENCY_S, ENGINE_BYTES_PER_S)  # believed of an engine that joins
         self.epoch_s = 0.0  # from the daemon's clock to seconds since 1970
         self.saved_gpu_s = 0.0
@@ -114,8 +119,7 @@ class Decisions:
         """The deepest tier whose blocks the request is offered; empty: none."""
         mine = self._engines[asker[0]]
         decision = Decision(asker[0], ask, self.mode, now, matched.tokens, block_tokens=matched.block_tokens)
-        # The engine counts whoever waits for its blocks as if all were computed; it can't know better.
-        backlog_s = max(0.0, ask.backlog_s - sum(mine.fetching.values()))
+        backlog_s = self._backlog_s(mine, ask)
         decision.backlog_until = now + backlog_s
         self._remember(decision)
         tier = self._choose(mine, decision, matched, backlog_s)
@@ -129,7 +133,8 @@ class Decisions:
         """The deepest tier to take; and why not all that matched."""
         ask, now = decision.ask, decision.at
         candidates = self._candidates(mine, matched, now)
-        open_ = [c for c in candidates if not c.tier or self.mode == "always" or self.guard.is_on(c.tier, now)]
+        off = [] if self.mode == "always" else self._off(candidates, now)
+        open_ = [c for c in candidates if not any(tier in off for tier in (c.tier, *c.also))]
         pressure = Pressure(backlog_s, mine.arrivals_per_s, mine.busy, mine.running)
         estimates = choose(mine.prefill, ask.resident_tokens, ask.prompt_tokens, open_, pressure)
         if self.mode == "always":
@@ -137,12 +142,12 @@ class Decisions:
         chosen = estimates[0]
         decision.estimates, decision.chosen, decision.calibrated = estimates, chosen, mine.prefill.is_calibrated
         decision.links = self._links(mine)
-        decision.queued_bytes = self.drives.queued_bytes if self.drives is not None else 0
+        decision.queued = {tier: link.queued_bytes for tier, link in self._below.items()}
         if not decision.calibrated:
             decision.patience_until = now + uncalibrated_limit_s(chosen.candidate.tokens)
         if len(open_) < len(candidates):
             decision.reason = "tier_off"
-            decision.detail = ", ".join(c.tier for c in candidates if c not in open_)
+            decision.detail = ", ".join(off)
         elif chosen.candidate.tokens < candidates[-1].tokens:
             decision.reason = "too_short" if self._is_short(mine, decision) else "too_dear"
         if chosen.candidate.tokens and self.mode == "decide" and self.guard.is_held_out(ask.request):
@@ -150,22 +155,23 @@ class Decisions:
         return "" if decision.held_out or self.mode == "shadow" else chosen.candidate.tier
 
     def _candidates(self, mine: _Engine, matched: Matched, now: float) -> list[Candidate]:
-        """The tier boundaries: nothing, what is in RAM, all."""
-        found = [Candidate(0, 0.0, "")]
-        if matched.cpu_blocks:
-            load_s = mine.link.seconds(matched.cpu_blocks * matched.block_bytes)
-            found.append(Candidate(round(matched.cpu_blocks * matched.block_tokens), load_s, "cpu"))
-        if matched.below_blocks and self.drives is not None:
-            # Nothing is offered that is not in RAM: first the one way, then the other.
-            load_s = self.drives.seconds(matched.below_blocks * matched.block_bytes, now=now)
-            load_s += mine.link.seconds(matched.all_blocks * matched.block_bytes)
-            found.append(Candidate(round(matched.all_blocks * matched.block_tokens), load_s, "nvme"))
-        return found
+        return matched.candidates(mine.link, self._below, now)
+
+    def _off(self, candidates: Sequence[Candidate], now: float) -> list[str]:
+        """Of the tiers that these need, those that are not trusted."""
+        tiers = dict.fromkeys(tier for c in candidates if c.tier for tier in (*c.also, c.tier))
+        return [tier for tier in tiers if not self.guard.is_on(tier, now)]
+
+    @property
+    def _below(self) -> dict[str, Link]:
+        """Of the tiers below RAM."""
+        links = {"nvme": self.drives, "remote": self.remote}
+        return {tier: link for tier, link in links.items() if link is not None}
 
     def _links(self, mine: _Engine) -> Mapping[str, int]:
-        samples = (mine.link.samples, self.drives.samples if self.drives is not None else 0)
+        links = {"cpu": mine.link, **self._below}
+        samples = tuple(link.samples for link in links.values())
         if mine.believed_at != samples:
-            links = {"cpu": mine.link} if self.drives is None else {"cpu": mine.link, "nvme": self.drives}
             mine.believed = {f"{tier}_{name}": n for tier, link in links.items() for name, n in link.to_counts().items()}
             mine.believed_at = samples
         return mine.believed
@@ -175,9 +181,9 @@ class Decisions:
         assert decision.without is not None and decision.fetch is not None
         if not decision.calibrated:
             return True
-        latency_s = mine.link.latency_s
-        if decision.fetch.candidate.tier == "nvme" and self.drives is not None:
-            latency_s += self.drives.latency_s
+        fetch = decision.fetch.candidate
+        ways = [self._below[tier] for tier in (*fetch.also, fetch.tier) if tier in self._below]
+        latency_s = mine.link.latency_s + max((way.latency_s for way in ways), default=0.0)
         return decision.without.recompute_s <= latency_s + GAIN_MIN_S
 
     def _say_why_missing(self, mine: _Engine, decision: Decision, matched: Matched) -> None:
@@ -186,7 +192,9 @@ class Decisions:
         other = self._witnesses.cause(witness) if witness else None
         if not decision.reason and matched.missing is not None:
             cause = self._ghosts.cause(matched.missing)
-            if cause is not None:
+            if matched.is_remote_away:
+                decision.reason = "remote_away"
+            elif cause is not None:
                 decision.reason, decision.detail = "evicted", cause
             elif other is not None and other != mine.namespace and not matched.all_blocks:
                 decision.reason, decision.detail = "namespace_differs", f"{other} has met them"
@@ -194,6 +202,33 @@ class Decisions:
                 decision.reason = "never_stored"
         if witness:
             self._witnesses.add(witness, mine.namespace)
+
+    def patience_to_ask(
+        self, engine: str, ask: Ask, unknown_tokens: int, ask_s: float, hit_share: float, unknown_bytes: int = 0
+    ) -> float:
+        """Seconds that it is worth to wait, before the decision, for the answer whether the remote has the last
+        `unknown_tokens` of the prompt, of `unknown_bytes`; 0: go on without. Asking usually takes `ask_s`, and finds
+        `hit_share` of what it is asked for."""
+        mine = self._engines[engine]
+        if self.remote is None or unknown_tokens <= 0 or self.mode == "shadow":
+            return 0.0
+        if self.mode == "always" or not ask.request:
+            return max(ASK_ALWAYS_S, ASK_TIMES * ask_s)
+        if self.guard.is_held_out(ask.request):
+            return 0.0
+        backlog_s = self._backlog_s(mine, ask)
+        if mine.prefill.is_calibrated:
+            computed_s = mine.prefill.seconds(max(0, ask.prompt_tokens - unknown_tokens), ask.prompt_tokens)
+            price_s = Pressure(backlog_s, mine.arrivals_per_s, mine.busy, mine.running).price_s(computed_s)
+            saved_s = max(0.0, computed_s + price_s - self.remote.seconds(unknown_bytes))
+        else:
+            saved_s = uncalibrated_limit_s(unknown_tokens) if unknown_tokens >= UNCALIBRATED_TOKENS_MIN else 0.0
+        return patience_to_ask(hit_share * saved_s, backlog_s, ask_s)
+
+    @staticmethod
+    def _backlog_s(mine: _Engine, ask: Ask) -> float:
+        """The engine counts whoever waits for its blocks as if all were computed; it can't know better."""
+        return max(0.0, ask.backlog_s - sum(mine.fetching.values()))
 
     def due(self, asker: Asker, now: float) -> None:
         """Nothing is ahead of the request any more."""
@@ -280,6 +315,8 @@ class Decisions:
         elif wanted.tokens and decision.mode != "shadow":
             if decision.mode == "decide":  # also when it waited and got nothing: that is the tier's doing
                 self.guard.note_loaded(wanted.tier, ttft_s, without.ttft_s, now)
+                for other in wanted.also if ttft_s < without.ttft_s else ():  # which of them is to blame nobody knows
+                    self.guard.note_loaded(other, ttft_s, without.ttft_s, now)
             decision.gain_s = without.recompute_s + without.rest_s - decision.actual["prefill_us"] / 1e6
             self.saved_gpu_s += decision.gain_s
         elif decision.fetch is not None:
@@ -314,7 +351,6 @@ class Decisions:
 
     def snapshot(self) -> dict[str, object]:
         """As JSON values: seconds, bytes per second, counts."""
-        links = {"nvme": self.drives} if self.drives is not None else {}
         return {
             "mode": self.mode,
             "saved_gpu_s": round(self.saved_gpu_s, 3),
@@ -322,7 +358,7 @@ class Decisions:
             "waiting": len(self._waiting),
             "links": {
                 name: {**link.to_counts(), "stall_limit_us": round(link.stall_limit_s() * 1e6)}
-                for name, link in links.items()
+                for name, link in self._below.items()
             },
             "engines": {
                 name: {**e.prefill.to_counts(), "calibrated": e.prefill.is_calibrated, "link": e.link.to_counts()}

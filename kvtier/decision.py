@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvtier.block import BlockKey
-from kvtier.cost import Estimate
+from kvtier.cost import Candidate, Estimate
+from kvtier.estimators import Link
 
 REASONS: dict[str, str] = {
     "never_stored": "no engine has saved these tokens here",
@@ -17,6 +18,7 @@ REASONS: dict[str, str] = {
     "too_dear": "to compute them is expected to be faster than to fetch them",
     "timed_out": "they did not come in time",
     "tier_off": "the tier that has them was slower than computing in the last minute, and is off",
+    "remote_away": "the remote, where they may be, does not answer",
     "hold_out": "one of the few requests that go without, to see what the others gain",
 }
 OUTCOME = ("ttft_us", "wait_us", "load_us", "prefill_us", "prompt_tokens", "resident_tokens", "loaded_tokens",
@@ -36,20 +38,45 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Of the blocks that the engine doesn't have, from the first on."""
+    """Of the blocks that the engine doesn't have, from the first on. A block counts for the shallowest tier that has it."""
 
-    cpu_blocks: int  # in RAM
-    all_blocks: int  # in RAM or below
-    below_blocks: int  # of these, below
+    cpu_blocks: int  # the leading ones that are in RAM
+    lower_blocks: int  # in RAM or on the drives
+    all_blocks: int  # in RAM, on the drives or in the remote
+    drive_blocks: int  # of lower_blocks, on the drives
+    all_drive_blocks: int  # of all_blocks, on the drives
+    away_blocks: int  # of all_blocks, in the remote
     block_bytes: int
     block_tokens: float
     missing: BlockKey | None  # the first that is nowhere
+    is_remote_away: bool = False  # a remote may have it, and does not answer
 
     @property
     def tokens(self) -> dict[str, int]:
         """By tier, whatever tier the tokens before them are in."""
-        below = round(self.below_blocks * self.block_tokens)
-        return {"cpu": round(self.all_blocks * self.block_tokens) - below, "nvme": below}
+        below = {"nvme": self.all_drive_blocks}
+        if self.away_blocks:
+            below["remote"] = self.away_blocks
+        tokens = {tier: round(blocks * self.block_tokens) for tier, blocks in below.items()}
+        return {"cpu": round(self.all_blocks * self.block_tokens) - sum(tokens.values()), **tokens}
+
+    def candidates(self, engine: Link, below: Mapping[str, Link], now: float) -> list[Candidate]:
+        """The tier boundaries: nothing, what is in RAM, what RAM and the drives have, all; but those that add nothing.
+        `engine`: its link, from RAM; `below`: those to RAM, by tier."""
+        found = [Candidate(0, 0.0, "")]
+        for tier, blocks, ways in (
+            ("cpu", self.cpu_blocks, ()),
+            ("nvme", self.lower_blocks, (("nvme", self.drive_blocks),)),
+            ("remote", self.all_blocks, (("nvme", self.all_drive_blocks), ("remote", self.away_blocks))),
+        ):
+            tokens = round(blocks * self.block_tokens)
+            if tokens > found[-1].tokens:
+                # Nothing is offered that is not in RAM: first the ways from below, side by side, then the engine's.
+                needed = [(way, below[way].seconds(n * self.block_bytes, now=now)) for way, n in ways if n]
+                load_s = max((seconds for _, seconds in needed), default=0.0)
+                load_s += engine.seconds(blocks * self.block_bytes)
+                found.append(Candidate(tokens, load_s, tier, tuple(way for way, _ in needed if way != tier)))
+        return found
 
 
 @dataclass(slots=True)
@@ -62,7 +89,7 @@ class Decision:
     chosen: Estimate | None = None  # None: there was nothing to choose
     estimates: Sequence[Estimate] = ()
     links: Mapping[str, int] = field(default_factory=dict)  # what was believed of them
-    queued_bytes: int = 0  # at the drives
+    queued: Mapping[str, int] = field(default_factory=dict)  # bytes that were ahead of it, by tier
     calibrated: bool = False
     held_out: bool = False
     block_tokens: float = 1.0
@@ -80,7 +107,7 @@ class Decision:
     @property
     def tier(self) -> str:
         """The deepest that it was offered blocks of; empty when none."""
-        return next((tier for tier in ("nvme", "cpu") if self.offered.get(tier)), "")
+        return next((tier for tier in ("remote", "nvme", "cpu") if self.offered.get(tier)), "")
 
     @property
     def without(self) -> Estimate | None:
@@ -111,7 +138,7 @@ class Decision:
             "detail": self.detail,
             "calibrated": self.calibrated,
             "assumed": {} if chosen is None else {
-                **chosen.as_counts(), **self.links, "nvme_queued_bytes": self.queued_bytes
+                **chosen.as_counts(), **self.links, **{f"{tier}_queued_bytes": n for tier, n in self.queued.items()}
             },
             "predicted": {
                 "fetch_ms": None if fetch is None else _ms(fetch.ttft_s),

@@ -1,43 +1,69 @@
-"""Blocks on their way from RAM to the drives. Pure.
+"""Blocks on their way from RAM to a tier below: to the drives, or to the remote. Pure.
 
 Write behind: a block is a candidate when it is saved, and again when it is used again. Candidates that were used again
 go first. What is written stays pinned in RAM until it is; so much at a time, that evictions never wait for a drive.
 
     saved ------> first -----.                      refused: no budget, too large; gone: evicted before its turn
-    used again -> again ---> candidates --> writing --> on the drives
+    used again -> again ---> candidates --> writing --> below
                                  ^             |
                                  '-- failed ---'
 
 What its session wants on no disk, or what is over, is not written. What is forgotten by wish while it is written is
 left behind: its place holds bytes that are to be erased.
 
+To the remote nothing goes that was used only once, for most of it is never asked for again: candidates are what was used
+again and what is hurried. Nor does what its session wants to stay on this node.
+
 A conversation that returned: when a request ends, all its blocks are named. If half of them had been used before, the
 others, which are new, are taken to be worth as much.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 import numpy as np
 
 from kvtier.admission import Budget
 from kvtier.block import ABSENT, BlockKey
-from kvtier.extents import Extents
 from kvtier.ram import Ram
 from kvtier.stats import Stats
 from kvtier.transfer import Demote, Finished
 
 CANDIDATES_MAX = 65_536  # of either kind; more push out the oldest
+LOOKED_AT_MAX = 4096  # at one time, for the next write: most may have gone while nothing could be written; some 10 ms
 WRITING_SHARE = 1 / 8  # of the arena may be pinned by writes
 WRITING_BYTES_MAX = 64 * 1024**2
 RETURNED_SHARE = 0.5  # of a request's blocks that were used before
 
 
+class Room(Protocol):
+    """Where blocks are written to: extents.py of the drives, remote_room.py of the remote."""
+
+    def __contains__(self, key: BlockKey) -> bool: ...
+    def serves(self, namespace: int) -> bool: ...  # whether blocks of this namespace may be there
+    def fits(self, size: int) -> bool: ...
+    def take(self, size: int) -> int | None: ...  # a place; `add` or `give_up` follows. None: there is none now
+    def add(self, place: int, key: BlockKey, namespace: int, checksum: int, origin: bytes = b"") -> None: ...
+    def give_up(self, place: int, origin: bytes = b"") -> None: ...
+
+
 class Demotions:
-    def __init__(self, ram: Ram, extents: Extents, budget: Budget, epochs: Mapping[int, int], stats: Stats) -> None:
-        """`epochs`: the present epoch of each namespace, by its number; its owner changes it."""
-        self.budget = budget
-        self._ram, self._extents, self._epochs, self._stats = ram, extents, epochs, stats
+    def __init__(
+        self,
+        ram: Ram,
+        room: Room,
+        budget: Budget,
+        epochs: Mapping[int, int],
+        stats: Stats,
+        *,
+        is_remote: bool = False,
+    ) -> None:
+        """`epochs`: the present epoch of each namespace, by its number; its owner changes it. `is_remote`: the room is the
+        remote's. Then what lies there is no reason for blocks behind it to stay in RAM: it may go without a word."""
+        self.budget, self.room = budget, room
+        self._ram, self._epochs, self._stats = ram, epochs, stats
+        self._is_remote = is_remote
         self._first: deque[BlockKey] = deque()
         self._again: deque[BlockKey] = deque()
         self._used_again = np.zeros(ram.slots.units, dtype=bool)  # by slot
@@ -45,9 +71,12 @@ class Demotions:
         self._bytes = 0
         self._bytes_max = min(WRITING_BYTES_MAX, int(ram.slots.capacity * WRITING_SHARE))
         self._awaited: dict[int, set[BlockKey]] = {}  # flush -> candidates that it waits for
+        self.watched: set[BlockKey] = set()  # of what was put in, what was neither written nor refused yet
         self._unwanted: set[BlockKey] = set()  # of what is written, by wish
-        self.left_behind: list[tuple[BlockKey, int]] = []  # blocks that were written though nobody wants them; places
+        self.refused: list[Demote] = []  # by the remote; whoever owns this says when they are tried again
+        self.left_behind: list[Demote] = []  # of blocks that were written though nobody wants them
         self.is_over: Callable[[int], bool] = lambda slot: False  # whoever knows of sessions says so
+        self.is_erasing: Callable[[BlockKey], bool] = lambda key: False  # what was there of it; whoever does so says so
 
     @property
     def waiting(self) -> int:
@@ -63,7 +92,7 @@ class Demotions:
     def saved(self, keys: list[BlockKey], slots: np.ndarray) -> None:
         """New blocks in RAM."""
         self._used_again[slots] = False
-        for key in keys:
+        for key in keys if not self._is_remote else ():
             self._queue(self._first, key)
 
     def used_again(self, slots: np.ndarray) -> None:
@@ -78,16 +107,25 @@ class Demotions:
             self.used_again(slots)
 
     def hurry(self, slots: np.ndarray) -> None:
-        """Their sessions are not to come back soon: they are written first."""
-        for slot in slots.tolist():
+        """They are written first, in this order: their sessions are not to come back soon, or not to this node."""
+        for slot in slots[::-1].tolist():
             key = self._ram.index.key(slot)
-            self._used_again[slot] = True
-            if key not in self._extents and key not in self._writing:
-                self._again.appendleft(key)
+            if key not in self.room:
+                self._used_again[slot] = True
+                if key not in self._writing:
+                    self._again.appendleft(key)
+        while len(self._again) > CANDIDATES_MAX:  # a remote may be away for days
+            self._handled(self._again.pop())
+            self._count("refused_queue")
 
     def promoted(self, slot: int) -> None:
         """A block came back from the drives: it was used again."""
         self._used_again[slot] = True
+
+    def arrived(self, slot: int) -> None:
+        """A block came from another tier below, because somebody wants it."""
+        self._used_again[slot] = False  # of whatever was here before
+        self.used_again(np.array([slot]))
 
     def forgotten(self, keys: list[BlockKey]) -> None:
         """Their extent was reclaimed. What of it is in RAM gets another place when it is used once more; not before, or
@@ -96,48 +134,64 @@ class Demotions:
         self._used_again[slots[slots != ABSENT]] = False
 
     def _queue(self, candidates: deque[BlockKey], key: BlockKey) -> None:
-        if key in self._extents or key in self._writing:
+        if key in self.room or key in self._writing:
             return
         candidates.append(key)
         if len(candidates) > CANDIDATES_MAX:
             self._handled(candidates.popleft())
-            self._stats.add("refused_queue")
+            self._count("refused_queue")
 
     # --- writing ---------------------------------------------------------------------------------------------
 
     def next(self, ticket: int, now: float) -> Demote | None:
-        """The next write; None when there is none, when enough is under way, or when no place is free now."""
-        while self._first or self._again:
+        """The next write; None when there is none, when enough is under way or was looked at, or when no place is free
+        now."""
+        for _ in range(min(self.waiting, LOOKED_AT_MAX)):
             candidates = self._again or self._first
             key = candidates[0]
             slot = int(self._ram.index.find(key)[0])
-            if slot == ABSENT or key in self._extents or key in self._writing:
-                if slot == ABSENT and key not in self._extents:
-                    self._stats.add("unwritten_blocks")
+            if slot == ABSENT or key in self.room or key in self._writing:
+                if slot == ABSENT and key not in self.room:
+                    self._count("unwritten_blocks")
                 candidates.popleft()
                 self._handled(key)
                 continue
             size = self._ram.slots.size_of(slot)
             if self._bytes and self._bytes + size > self._bytes_max:
                 return None
-            refusal = self.budget.refusal(size, bool(self._used_again[slot]), now)
-            if self._ram.stays[slot]:
-                refusal = "refused_no_disk"
-            elif self.is_over(slot):
-                refusal = "refused_ended"
-            if size > self._extents.extent_bytes:
-                refusal = "refused_too_large"
+            refusal = self._refusal(slot, size, now)
             if refusal:
                 candidates.popleft()
-                self._stats.add(refusal)
+                self._count(refusal)
                 self._handled(key)
+                if refusal == "refused_erasing":
+                    self._used_again[slot] = False  # to be written when it is used once more
                 continue
-            place = self._extents.take(size)
+            if self.budget.is_short(size, now):
+                return None
+            place = self.room.take(size)
             if place is None:
                 return None
             candidates.popleft()
             return self._begin(ticket, key, slot, place, size)
         return None
+
+    def _refusal(self, slot: int, size: int, now: float) -> str:
+        return self.bar(slot, size) or self.budget.refusal(size, bool(self._used_again[slot]), now)
+
+    def bar(self, slot: int, size: int) -> str:
+        """Why this block is never written, as the end of a counter's name; empty when it may be."""
+        if not self.room.fits(size):
+            return "refused_too_large"
+        if not self.room.serves(self._ram.index.namespace(slot)):
+            return "refused_reset"
+        if self.is_erasing(self._ram.index.key(slot)):
+            return "refused_erasing"
+        if not self._is_remote and self._ram.stays[slot]:
+            return "refused_no_disk"
+        if self._is_remote and self._ram.stays_here[slot]:
+            return "refused_max_tier"
+        return "refused_ended" if self.is_over(slot) else ""
 
     def _begin(self, ticket: int, key: BlockKey, slot: int, place: int, size: int) -> Demote:
         namespace = self._ram.index.namespace(slot)
@@ -159,24 +213,30 @@ class Demotions:
         self._ram.unpin(np.array([demote.slot]))
         if demote.key in self._unwanted:
             self._unwanted.discard(demote.key)
-            self._extents.give_up(demote.place, demote.origin)
-            self.left_behind.append((demote.key, demote.place))
+            self.room.give_up(demote.place, demote.origin)
+            self.left_behind.append(demote)
             self._handled(demote.key)
         elif done.fault:
-            self._extents.give_up(demote.place, demote.origin)
-            self._stats.add("failed_demotions")
-            self._retry(demote)
+            self.room.give_up(demote.place, demote.origin)
+            self._count("failed_demotions")
+            if done.fault == "refused" and self._is_remote:
+                self.refused.append(demote)
+            else:
+                self.retry(demote)
         elif self._epochs[demote.namespace] != demote.epoch:  # reset meanwhile; it may have been saved anew since
-            self._extents.give_up(demote.place, demote.origin)
-            self._retry(demote)
+            self.room.give_up(demote.place, demote.origin)
+            self.retry(demote)
         else:
-            self._extents.add(demote.place, demote.key, demote.namespace, done.checksum, demote.origin)
+            self.room.add(demote.place, demote.key, demote.namespace, done.checksum, demote.origin)
             slot = int(self._ram.index.find(demote.key)[0])
-            if slot != ABSENT:
+            if slot != ABSENT and not self._is_remote:
                 self._ram.note_below(slot, True)
-            self._stats.add("demoted_blocks")
-            self._stats.add("demoted_bytes", demote.size)
+            self._count("demoted_blocks")
+            self._count("demoted_bytes", demote.size)
             self._handled(demote.key)
+
+    def _count(self, counter: str, n: int = 1) -> None:
+        self._stats.add(f"remote_{counter}" if self._is_remote else counter, n)
 
     def is_writing(self, key: BlockKey) -> bool:
         return key in self._writing
@@ -187,20 +247,25 @@ class Demotions:
             self._unwanted.add(key)
         return key in self._writing
 
-    def _retry(self, demote: Demote) -> None:
+    def retry(self, demote: Demote) -> None:
         """Later, at another place: behind all others."""
         slot = int(self._ram.index.find(demote.key)[0])
         if slot == ABSENT:
-            self._stats.add("unwritten_blocks")
+            self._count("unwritten_blocks")
             self._handled(demote.key)
         else:
-            self._queue(self._again if self._used_again[slot] else self._first, demote.key)
+            again = self._is_remote or self._used_again[slot]
+            self._queue(self._again if again else self._first, demote.key)
 
     # --- flush -----------------------------------------------------------------------------------------------
 
     def await_all(self, flush: int) -> None:
         """Remember what is waiting or being written now."""
-        self._awaited[flush] = {*self._first, *self._again, *self._writing}
+        self.await_only(flush, {*self._first, *self._again, *self._writing})
+
+    def await_only(self, flush: int, keys: Iterable[BlockKey]) -> None:
+        """Remember these, which are waiting or being written."""
+        self._awaited[flush] = set(keys)
 
     @property
     def is_awaited(self) -> bool:
@@ -217,5 +282,6 @@ class Demotions:
     def _handled(self, key: BlockKey) -> None:
         """It was written, refused or has gone. If it stood among both kinds, the write that is under way decides."""
         if key not in self._writing:
+            self.watched.discard(key)
             for keys in self._awaited.values():
                 keys.discard(key)

@@ -89,5 +89,6 @@ def _hints(message: protocol.Begin) -> Hints:
         ttl_s=min(TTL_S_MAX, count("ttl_ms", 0) / 1e3),
         pin=bool(count("pin")),
         no_disk=bool(count("no_disk")),
+        no_remote=bool(count("no_remote")),
         no_store=bool(count("no_store")),
     )

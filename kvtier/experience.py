@@ -16,12 +16,14 @@ from kvtier.deciding import ENGINE_LATENCY_S
 from kvtier.decision_log import DecisionLog, state_folder
 from kvtier.estimators import Link
 from kvtier.store import BlockStore
+from kvtier.tiers.remote import shown
 
 log = logging.getLogger("kvtierd")
 
 WRITE_S = 1.0  # between writes of the decision log
 SAVE_S = 600.0  # between saves of what was learnt: an engine that starts again is as fast as before
 END_S = 5.0  # for the last write
+REMOTE_SAMPLES_MIN = 10  # of its link, before it is worth remembering
 OBSERVED_TIMES, OBSERVED_BYTES = 4, (64 * 1024, 64 * 1024**2)  # what a measured link is believed
 
 
@@ -33,6 +35,7 @@ class Experience:
         log_bytes = settings.count("cost.log_bytes")
         self._log = DecisionLog(self.folder, log_bytes) if log_bytes else None
         self._namespaces: dict[str, bytes] = {}  # engine -> digest
+        self._remote = ""  # its name
         self._work: asyncio.Future[None] | None = None
         self._measuring: asyncio.Task[None] | None = None
         self._write_at = self._save_at = 0.0
@@ -41,6 +44,11 @@ class Experience:
         """As they were when they were measured."""
         speed = self._known.link(calibration.NVME)
         return Link(speed.latency_s, speed.bytes_per_s)
+
+    def remote_link(self, url: str) -> Link:
+        """As this remote was when it was used last."""
+        self._remote = shown(url)
+        return Link.from_counts(self._known.remote(self._remote))
 
     def begin(self, store: BlockStore, now: float) -> None:
         """The daemon serves: from here on there is time to measure what was never measured."""
@@ -72,6 +80,7 @@ class Experience:
             saves = now >= self._save_at
             if saves:
                 self._save_at = now + SAVE_S
+                self._remember_remote()
             if self._gather() or saves:
                 self._work = self._write_beside(saves)
 
@@ -79,6 +88,7 @@ class Experience:
         """All that is known is on disk."""
         for engine in list(self._namespaces):
             self.left(engine)
+        self._remember_remote()
         if self._measuring is not None:
             self._measuring.cancel()
         with contextlib.suppress(TimeoutError):
@@ -87,6 +97,11 @@ class Experience:
                     await self._work
                 self._gather()
                 await self._write_beside(True)
+
+    def _remember_remote(self) -> None:
+        link = self._store.decisions.remote
+        if link is not None and self._remote and link.samples >= REMOTE_SAMPLES_MIN:
+            self._known.remember_remote(self._remote, link.to_counts())
 
     def _gather(self) -> bool:
         """Whether there is something for the log."""
@@ -116,7 +131,7 @@ class Experience:
     def _write(self, saves: bool) -> None:
         if self._log is not None:
             self._log.flush()
-        if saves and (self._known.is_measured or self._known.prefills):
+        if saves and (self._known.is_measured or self._known.prefills or self._known.remotes):
             trouble = calibration.save(self.folder, self._known)
             if trouble:
                 log.warning("what was learnt of this machine is not kept: %s; see cost.state", trouble)
@@ -128,7 +143,7 @@ class Experience:
             log.warning("%s", note)
         if not found.is_measured:
             return
-        found.prefills = self._known.prefills
+        found.take_learnt(self._known)
         self._known = found
         self._believe(found)
         link = self._store.decisions.drives

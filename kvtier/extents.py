@@ -133,9 +133,16 @@ class Extents:
 
     # --- blocks come and go ----------------------------------------------------------------------------------
 
+    def serves(self, namespace: int) -> bool:
+        return True
+
+    def fits(self, size: int) -> bool:
+        """Whether blocks of so many bytes are kept here at all."""
+        return size <= self.extent_bytes
+
     def take(self, size: int) -> int | None:
         """A place to write a block of `size` bytes to; `add` or `give_up` follows. None: no extent is free now."""
-        if size > self.extent_bytes:
+        if not self.fits(size):
             return None
         open_ = self._open.setdefault(size, deque())
         while len(open_) < self._drives and (number := self._next_free(open_)) is not None:

@@ -4,10 +4,14 @@
            --> their copies on the GPU are erased, likewise
            --> dropped from below; their places are erased when no transfer of them is under way
            --> what its requests under way save is wiped as it comes
+           --> deleted from the remote, under every key of it, whether it is known to be there or not; tried until it is
+               done, also when the remote is away for hours
     through: nothing of this is left to do
 
 What other sessions share with it is theirs too, and stays. Blocks carry the tags of who saved them first, in RAM, below and
-on their way, so that they are found also when this daemon has never met their session.
+on their way, so that they are found also when this daemon has never met their session. A remote can't be asked whose its
+blocks are: of it goes what this node knows the keys of, and what other nodes stored of a session stays until they forget it
+too. Nor is anything zeroed there: what it does with the bytes of what is deleted is its own business.
 """
 
 import hashlib
@@ -15,6 +19,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from kvtier.away import Away
 from kvtier.block import ABSENT, BlockKey
 from kvtier.lower import Lower
 from kvtier.mirror import Mirror
@@ -23,6 +28,7 @@ from kvtier.session import TENANT_SHOWN, Session, Sessions, is_tenant, names_of
 from kvtier.transfer import ORIGIN_BYTES
 
 TAG_BYTES = ORIGIN_BYTES // 2
+LOOKED_AT_MAX = 16_384  # keys of a ticket at once, whether they are away still: some 10 ms
 
 
 def session_tag(name: str) -> bytes:
@@ -42,6 +48,7 @@ class _Ticket:
     cpu: int = 0
     nvme: int = 0
     gpu: int = 0
+    remote: int = 0
     cpu_bytes: int = 0
     nvme_bytes: int = 0
     gpu_bytes: int = 0
@@ -49,12 +56,14 @@ class _Ticket:
     copies: set[int] = field(default_factory=set)  # places on the GPU, not erased yet
     places: set[int] = field(default_factory=set)  # not erased yet
     keys: set[bytes] = field(default_factory=set)  # of blocks that are being written below
+    away: dict[bytes, None] = field(default_factory=dict)  # keys that may be in the remote still
     requests: set[tuple[str, str]] = field(default_factory=set)  # under way
 
 
 class Forgetting:
     def __init__(self, ram: Ram, sessions: Sessions) -> None:
         self.lower: Lower | None = None
+        self.away: Away | None = None
         self.mirror: Mirror | None = None
         self._ram, self._sessions = ram, sessions
         self._numbers = itertools.count(1)
@@ -83,6 +92,7 @@ class Forgetting:
             slots = [slot for slot in found if not self._has(self._ram.index.key(slot))]
             self._remove_from_ram(ticket, slots, self._moving(tags))
             self._remove_below(ticket, self._below(tags))
+            self._stop_writing_away(ticket, tags)
         return number
 
     def finds_below(self, name: str, tenant: str) -> bool:
@@ -134,6 +144,8 @@ class Forgetting:
         ticket.kept += len(had) - len(alone)
         packed = b"".join(alone)
         slots = self._ram.index.find(packed)
+        for key in alone:
+            self._remove_away(ticket, key, session.namespace)
         self._remove_from_ram(ticket, slots[slots != ABSENT].tolist(), alone)
         if self.lower is not None:
             places = self.lower.extents.find(packed)
@@ -148,7 +160,9 @@ class Forgetting:
         gone = dict.fromkeys(keys)
         for slot in slots:
             for one in self._ram.policy.subtree(slot) if self._ram.index.holds(slot) else ():
-                gone[self._ram.index.key(one)] = None
+                key = self._ram.index.key(one)
+                gone[key] = None
+                self._remove_away(ticket, key, self._ram.index.namespace(one))
                 ticket.slots.add(one)
                 ticket.cpu += 1
                 ticket.cpu_bytes += self._ram.slots.size_of(one)
@@ -158,6 +172,9 @@ class Forgetting:
             writing, reading = self.lower.forget_keys(gone)
             ticket.keys.update(writing)
             ticket.slots.update(reading)
+        elif self.away is not None:
+            reads = (self.away.staging.forget_key(key) for key in gone)
+            ticket.slots.update(slot for slot in reads if slot is not None)
 
     def _doom_copy(self, ticket: _Ticket, slot: int) -> None:
         """It is erased when its slot is given free."""
@@ -186,7 +203,24 @@ class Forgetting:
                 ticket.places.add(place)
                 ticket.nvme += 1
                 ticket.nvme_bytes += self.lower.extents.size(place)
+                if self.lower.extents.holds(place):
+                    self._remove_away(ticket, self.lower.extents.key(place), self.lower.extents.namespace(place))
                 self.lower.erase(place)
+
+    def _remove_away(self, ticket: _Ticket, key: BlockKey, namespace: int) -> None:
+        if self.away is not None and key not in ticket.away:
+            ticket.away[key] = None
+            ticket.remote += 1
+            self.away.erase(key, namespace)
+
+    def _stop_writing_away(self, ticket: _Ticket, tags: tuple[bytes, bytes]) -> None:
+        """What is written there with these tags, though its session went on without it: it is deleted when it is over."""
+        if self.away is None:
+            return
+        for key in self.away.moving_of_origin(*tags):
+            if not self._has(key) and key not in ticket.away and self.away.demotions.forget_key(key):
+                ticket.away[key] = None
+                ticket.remote += 1
 
     def _note_written(self) -> None:
         """What was being written is being erased, or was already. Several tickets may wait for one block."""
@@ -209,13 +243,26 @@ class Forgetting:
             ticket.places = {place for place in ticket.places if self.lower.is_erasing(place)}
         if self.mirror is not None:
             ticket.copies = {place for place in ticket.copies if self.mirror.is_unerased(place)}
-        return not (ticket.slots or ticket.copies or ticket.places or ticket.keys or ticket.requests)
+        for _ in range(min(len(ticket.away), LOOKED_AT_MAX)):
+            key, _ = ticket.away.popitem()  # from the end: the first of a dict is the slower found the more went before it
+            if self._may_be_away(key):
+                ticket.away[key] = None
+                break
+        return not (ticket.slots or ticket.copies or ticket.places or ticket.keys or ticket.away or ticket.requests)
+
+    def _may_be_away(self, key: BlockKey) -> bool:
+        """Whether something of it may be in the remote."""
+        assert self.away is not None
+        return self.away.is_erasing(key) or self.away.demotions.is_writing(key)
 
     def _proof(self, ticket: _Ticket) -> dict[str, object]:
-        has_gpu = self.mirror is not None
+        """Of the remote, how many blocks are not there: nobody knows how many of them were."""
+        has_gpu, has_remote = self.mirror is not None, self.away is not None
         return {
             "sessions": ticket.sessions,
-            "blocks": {"cpu": ticket.cpu, "nvme": ticket.nvme} | ({"gpu": ticket.gpu} if has_gpu else {}),
+            "blocks": {"cpu": ticket.cpu, "nvme": ticket.nvme}
+            | ({"remote": ticket.remote} if has_remote else {})
+            | ({"gpu": ticket.gpu} if has_gpu else {}),
             "bytes_zeroed": {"cpu": ticket.cpu_bytes, "nvme": ticket.nvme_bytes}
             | ({"gpu": ticket.gpu_bytes} if has_gpu else {}),
             "shared_blocks_kept": ticket.kept,

@@ -9,7 +9,8 @@ All of it is optional, and stands in the request's `kv_transfer_params={"kvtier"
     tool             text of up to 64 printable characters: this tool runs until the session's next request
     ttl_s            number up to 604800: so long after this request the session is of no use any more
     pin              true: keep the session in RAM, as far as the quota of pins goes
-    max_tier         "cpu" (or "gpu"): what the session saves goes to no disk. "nvme", "remote": nothing is forbidden
+    max_tier         "cpu" (or "gpu"): what the session saves goes to no disk, and to no other machine. "nvme": to no other
+                     machine. "remote": nothing is forbidden
     no_store         true: nothing of this request is saved
     no_load          true: nothing is loaded for this request, all of it is computed
 
@@ -33,7 +34,8 @@ LOOKED_AT = 32  # unknown hints, or actions of an envelope, of one request; ther
 SHOWN = 40  # characters of a name that nobody knows
 
 WITHOUT_DISK = ("cpu", "gpu")
-TIERS = (*WITHOUT_DISK, "nvme", "remote")
+WITHOUT_REMOTE = (*WITHOUT_DISK, "nvme")
+TIERS = (*WITHOUT_REMOTE, "remote")
 ACTIONS_WITHOUT_MEANING = ("prefetch", "fetch", "demote")
 ACTIONS = ("session", "pin", "retain", "release", *ACTIONS_WITHOUT_MEANING)
 
@@ -49,12 +51,13 @@ class Asked:
     end: bool = False
     pin: bool = False
     no_disk: bool = False
+    no_remote: bool = False
     no_store: bool = False
     no_load: bool = False
 
     def counts(self) -> dict[str, int]:
         """As protocol.Begin carries what is no text; what was not said is not in it."""
-        flags = {"end": self.end, "pin": self.pin, "no_disk": self.no_disk}
+        flags = {"end": self.end, "pin": self.pin, "no_disk": self.no_disk, "no_remote": self.no_remote}
         seconds = {"expect_return_ms": self.expect_return_s, "ttl_ms": self.ttl_s}
         return {name: 1 for name, is_set in flags.items() if is_set} | {
             name: max(1, round(s * 1e3)) for name, s in seconds.items() if s
@@ -106,8 +109,8 @@ def parse(raw: object, envelope: object = None, session_id: object = None) -> tu
     said = _of_envelope(envelope, problems) | _of_hints(raw, problems)
     if session_id is not None and session_id != "" and "session" not in said:
         _read(said, "session", session_id, problems, "session_id")
-    no_disk = said.pop("max_tier", "") in WITHOUT_DISK
-    return Asked(**said, no_disk=no_disk), problems
+    tier = said.pop("max_tier", "")
+    return Asked(**said, no_disk=tier in WITHOUT_DISK, no_remote=tier in WITHOUT_REMOTE), problems
 
 
 def _of_hints(raw: object, problems: list[str]) -> dict[str, Any]:

@@ -88,6 +88,10 @@ class Index:
         """Its number."""
         return int(self._namespace[slot])
 
+    def namespaces(self, slots: np.ndarray) -> np.ndarray:
+        """Their numbers."""
+        return self._namespace[slots]
+
     def holds(self, slot: int) -> bool:
         return self._key_of[slot] is not None
 
@@ -103,6 +107,10 @@ class Index:
         np.subtract.at(self._pins, slots, 1)
         assert (self._pins[slots] >= 0).all()
         return np.unique(slots[(self._pins[slots] == 0) & (self._namespace[slots] < 0)]).tolist()
+
+    def all(self) -> np.ndarray:
+        """Slots of every placement."""
+        return np.nonzero(self._namespace >= 0)[0]
 
     def of_namespace(self, namespace: int) -> np.ndarray:
         """Slots of every placement of this namespace."""

@@ -18,12 +18,13 @@ for MISSING_S, for another node may be saving it now: a wrong no costs computing
 read is there; what a read didn't find isn't.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from kvtier.block import BlockKey
 
-THERE_MAX, MISSING_MAX = 262_144, 65_536  # keys; some 60 MB and 15 MB
+THERE_MAX, MISSING_MAX = 262_144, 65_536  # keys; some 75 MB and 20 MB
 ASKED_MAX = 16_384  # keys in questions under way; while there are more, nothing more is asked
 THERE_S, MISSING_S = 600.0, 15.0
 QUESTION_MAX = 1024  # keys; transfer.SEEK_KEYS_MAX
@@ -47,8 +48,9 @@ class Known:
         missing_s: float = MISSING_S,
     ) -> None:
         """Numbers of keys, and how long in seconds one is believed to be there, or not."""
-        self._there: dict[BlockKey, tuple[int, float]] = {}  # bytes, until when; what was looked at longest ago is first
-        self._missing: dict[BlockKey, float] = {}  # until when; the oldest first
+        # The first of a plain dict is found slower the more were taken from there before: 0.1 ms a key in a full one.
+        self._there: OrderedDict[BlockKey, tuple[int, float]] = OrderedDict()  # bytes, until when; seen longest ago: first
+        self._missing: OrderedDict[BlockKey, float] = OrderedDict()  # until when; the oldest first
         self._asked: dict[BlockKey, int] = {}  # by the question it stands in
         self._there_max, self._missing_max = there_max, missing_max
         self._there_s, self._missing_s = there_s, missing_s
@@ -56,7 +58,7 @@ class Known:
     def look(self, keys: Sequence[BlockKey], is_chain: bool, now: float) -> Look:
         """`keys` in prefix order. The question is asked by `ask`, or dropped; then the next look has it again."""
         sizes: list[int] = []
-        question: list[BlockKey] = []
+        question: dict[BlockKey, None] = {}
         is_awaited = False
         room = min(QUESTION_MAX, ASKED_MAX - len(self._asked))
         for at, key in enumerate(keys):
@@ -65,7 +67,7 @@ class Known:
                 is_asked = key in self._asked
                 is_awaited |= is_asked
                 if not is_asked and len(question) < room:
-                    question.append(key)
+                    question[key] = None
                 elif is_chain and not is_asked:
                     break  # the question is full; what comes behind waits for its answer
             elif is_chain and not size:
@@ -74,13 +76,13 @@ class Known:
                 sizes.append(size or 0)
             elif size and len(sizes) == at:
                 sizes.append(size)
-        return Look(sizes, question, is_awaited)
+        return Look(sizes, list(question), is_awaited)
 
     def _size(self, key: BlockKey, now: float) -> int | None:
         """0: it isn't there. None: nobody knows."""
-        found = self._there.pop(key, None)
+        found = self._there.get(key)
         if found is not None and now < found[1]:
-            self._there[key] = found  # behind all others
+            self._there.move_to_end(key)
             return found[0]
         until = self._missing.get(key)
         if until is None or now >= until:
@@ -92,6 +94,10 @@ class Known:
     def ask(self, number: int, question: Iterable[BlockKey]) -> None:
         """It is on its way under this number. Nobody else asks for these."""
         self._asked.update(dict.fromkeys(question, number))
+
+    def questions_of(self, keys: Iterable[BlockKey]) -> set[int]:
+        """The numbers of those that are on their way with one of these."""
+        return {self._asked[key] for key in keys if key in self._asked}
 
     def learn(self, number: int, keys: Sequence[BlockKey], sizes: Sequence[int], is_chain: bool, now: float) -> None:
         """What came of a question: one size a key, 0 for what isn't there. What was learnt since it was asked is newer."""
@@ -119,14 +125,14 @@ class Known:
         self._unlearn(key)
         self._there[key] = size, now + self._there_s
         if len(self._there) > self._there_max:
-            del self._there[next(iter(self._there))]
+            self._there.popitem(last=False)
 
     def missing(self, key: BlockKey, now: float) -> None:
         """It was deleted, or not found."""
         self._unlearn(key)
         self._missing[key] = now + self._missing_s
         if len(self._missing) > self._missing_max:
-            del self._missing[next(iter(self._missing))]
+            self._missing.popitem(last=False)
 
     def _unlearn(self, key: BlockKey) -> None:
         for memory in (self._there, self._missing, self._asked):
@@ -135,6 +141,11 @@ class Known:
     def is_there(self, key: BlockKey, now: float) -> bool:
         """As far as is known: so that what is there is not written again."""
         return bool(self._size(key, now))
+
+    def which(self, keys: Iterable[BlockKey], now: float) -> list[bool]:
+        """Which of these are there, as far as is known. A look of people: it keeps nothing in memory for longer."""
+        there = self._there
+        return [(found := there.get(key)) is not None and now < found[1] for key in keys]
 
     def forget_all(self) -> None:
         """The remote was away, and may have lost everything."""

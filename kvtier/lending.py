@@ -19,28 +19,33 @@ class Engine:
     wish_max: int  # what it joined with
     joined_at: float
     lent: set[int] = field(default_factory=set)
+    is_guest: bool = False  # a visitor: it gets slots one at a time when it asks, and no part of what engines are lent
 
 
 class Lending:
     def __init__(self, ram: Ram, bytes_max: int) -> None:
-        """All engines together are lent at most so many bytes, but each of them one slot."""
+        """All engines together are lent at most so many bytes, but each of them one slot. What guests hold is their own
+        to bound."""
         self.engines: dict[str, Engine] = {}
         self.lent_bytes = 0
         self.can_help = False  # since the last `lends`: something by which a hungry engine may get a slot
         self._ram, self._bytes_max = ram, bytes_max
         self._hungry: set[str] = set()
+        self._sharers = 0  # engines that are no guests
 
     def join(self, name: str, engine: Engine) -> None:
         self.engines[name] = engine
+        self._sharers += not engine.is_guest
         self.mark_hungry(name)
 
     def leave(self, name: str) -> None:
         """Everything that was lent to it comes back."""
         gone = self.engines.pop(name)
         self._hungry.discard(name)
+        self._sharers -= not gone.is_guest
         for slot in gone.lent:
             self._ram.give(slot)
-        self.lent_bytes -= len(gone.lent) * gone.kind.slot_bytes
+        self._count(gone, -len(gone.lent))
         for other in self.engines:  # each may hold more now
             self.mark_hungry(other)
         self.can_help = True
@@ -57,6 +62,7 @@ class Lending:
                 "connected_s": round(now - engine.joined_at, 3),
             }
             for name, engine in sorted(self.engines.items())
+            if not engine.is_guest
         ]
 
     def want(self, name: str, slots: int) -> None:
@@ -88,11 +94,20 @@ class Lending:
         engine = self.engines[name]
         self._require_lent(engine, slots)
         engine.lent.difference_update(slots)
-        self.lent_bytes -= len(slots) * engine.kind.slot_bytes
+        self._count(engine, -len(slots))
+
+    def lend_guest(self, name: str) -> int | None:
+        """One slot for a guest, now; None: there is no room for it."""
+        engine = self.engines[name]
+        assert engine.is_guest
+        slot = next(self._ram.takes(engine.kind.slot_bytes, "for what comes from elsewhere"), None)
+        if slot is not None:
+            engine.lent.add(slot)
+        return slot
 
     def target(self, engine: Engine) -> int:
         """How many slots it may hold: its wish, within an equal part of what may be lent."""
-        return min(engine.wish, max(1, self._bytes_max // len(self.engines) // engine.kind.slot_bytes))
+        return min(engine.wish, max(1, self._bytes_max // max(1, self._sharers) // engine.kind.slot_bytes))
 
     def mark_hungry(self, name: str) -> None:
         """If it holds less than half of what it may."""
@@ -102,6 +117,10 @@ class Lending:
             self._hungry.add(name)
 
     # --- how -----------------------------------------------------------------------------------------------------
+
+    def _count(self, engine: Engine, slots: int) -> None:
+        if not engine.is_guest:
+            self.lent_bytes += slots * engine.kind.slot_bytes
 
     def _may_lend(self, engine: Engine) -> bool:
         """Those who were here before may hold more than their part; until they used it, a newcomer has one slot."""

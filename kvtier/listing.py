@@ -1,14 +1,16 @@
 """Sessions as people and programs see them: rows of JSON values. Pure.
 
 Sorted are those that were used last, LOOKED_AT_MAX of them, so that a look delays no engine: what a session has in which
-tier costs a look at each of its blocks.
+tier costs a look at each of its blocks. What the remote has is what is known to be there: of sessions with very many blocks
+every so many are looked at, and it is the same share of all.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kvtier.block import ABSENT
+from kvtier.away import Away
+from kvtier.block import ABSENT, unpack_keys
 from kvtier.lower import Lower
 from kvtier.pins import Pins
 from kvtier.ram import Ram
@@ -17,6 +19,7 @@ from kvtier.session import Session, State
 
 LIMIT_MAX = 1000
 LOOKED_AT_MAX = 1000
+KNOWN_MAX = 20_000  # blocks of all rows together that are looked for in what is known of the remote; some 10 ms
 SORTS = ("idle", "tokens", "bytes", "return", "turns", "name")
 
 Row = dict[str, object]
@@ -25,6 +28,7 @@ Row = dict[str, object]
 class Listing:
     def __init__(self, ram: Ram, returns: Returns, pins: Pins) -> None:
         self.lower: Lower | None = None
+        self.away: Away | None = None
         self.models: dict[int, str] = {}  # namespace -> 12 digits
         self._ram, self._returns, self._pins = ram, returns, pins
 
@@ -33,7 +37,7 @@ class Listing:
         "idle"."""
         limit, sessions = min(max(0, limit), LIMIT_MAX), sessions[:LOOKED_AT_MAX]
         if sort == "bytes":
-            found = [self.row(session, now) for session in sessions]
+            found = [self.row(session, now, KNOWN_MAX // max(1, len(sessions))) for session in sessions]
             return sorted(found, key=lambda row: -sum(row["bytes"].values()))[:limit]  # type: ignore[attr-defined]
         orders: dict[str, Callable[[Session], object]] = {
             "tokens": lambda s: -s.blocks * s.block_tokens,
@@ -42,12 +46,18 @@ class Listing:
             "name": lambda s: s.shown_name,
         }
         order = orders.get(sort, lambda s: (not s.requests, -s.used_at))
-        return [self.row(session, now) for session in sorted(sessions, key=order)[:limit]]  # type: ignore[arg-type]
+        shown = sorted(sessions, key=order)[:limit]  # type: ignore[arg-type]
+        return [self.row(session, now, KNOWN_MAX // len(shown)) for session in shown]
 
-    def row(self, session: Session, now: float) -> Row:
+    def row(self, session: Session, now: float, known_max: int) -> Row:
         slots = self._ram.index.find(session.keys)
         places = np.full(len(slots), ABSENT) if self.lower is None else self.lower.extents.find(session.keys)
-        in_ram, below = int((slots != ABSENT).sum()), int((places != ABSENT).sum())
+        is_absent = (slots == ABSENT) & (places == ABSENT)
+        blocks = {"cpu": int((slots != ABSENT).sum()), "nvme": int((places != ABSENT).sum())}
+        gone = int(is_absent.sum())
+        if self.away is not None:
+            blocks["remote"], only_there = self._known(self.away, session, is_absent, now, known_max)
+            gone -= only_there
         idle_s = 0.0 if session.requests else now - session.used_at
         is_away = session.state not in (State.ACTIVE, State.ENDED)
         return_at = self._return_at(session, now)
@@ -60,8 +70,8 @@ class Listing:
             "idle_s": round(idle_s, 3),
             "turns": session.turns,
             "tokens": session.blocks * session.block_tokens,
-            "bytes": {"cpu": in_ram * session.slot_bytes, "nvme": below * session.slot_bytes},
-            "blocks": {"cpu": in_ram, "nvme": below, "gone": int(((slots == ABSENT) & (places == ABSENT)).sum())},
+            "bytes": {tier: n * session.slot_bytes for tier, n in blocks.items()},
+            "blocks": blocks | {"gone": gone},
             "expected_return_s": None if return_at == float("inf") else round(return_at - now, 3),
             "return_chance": round(self._returns.chance(session.category, idle_s), 3)
             if is_away
@@ -73,6 +83,15 @@ class Listing:
             "tool": session.hints.tool,
             "category": str(self._returns.names[session.category]),
         }
+
+    @staticmethod
+    def _known(away: Away, session: Session, is_absent: np.ndarray, now: float, at_most: int) -> tuple[int, int]:
+        """How many of its blocks the remote has, and how many only the remote."""
+        keys = unpack_keys(session.keys)
+        step = max(1, -(-len(keys) // max(1, at_most)))
+        is_there = np.array(away.known.which(keys[::step], now), bool)
+        share = len(keys) / max(1, len(is_there))
+        return round(is_there.sum() * share), round((is_there & is_absent[::step]).sum() * share)
 
     def _return_at(self, session: Session, now: float) -> float:
         """When it is expected; infinite where it isn't."""

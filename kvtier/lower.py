@@ -13,26 +13,52 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from kvtier.admission import Budget
-from kvtier.block import ABSENT, BELOW, KEY_BYTES, BlockKey
+from kvtier.block import ABSENT, BELOW, KEY_BYTES, BlockKey, key_at
 from kvtier.demotion import Demotions
 from kvtier.estimators import Link
 from kvtier.extents import Extents
 from kvtier.ram import Ram
 from kvtier.staging import Staging, Wanted
 from kvtier.stats import Stats
-from kvtier.transfer import Demote, Erase, Finished, Flush, Forget, Promote, Remember, Transfer
+from kvtier.transfer import MOVES_MAX, Demote, Erase, Finished, Flush, Forget, Promote, Remember, Transfer, is_of_origin
 
-MOVES_MAX = 1024  # reads and writes that begin no more while so much is under way; a tier takes more
+
+class DriveSource:
+    """The drives, as staging reads from them."""
+
+    tier, called, counters, share, keeps = "nvme", "drives", "", 1.0, True
+
+    def __init__(self, extents: Extents, link: Link) -> None:
+        self.link = link
+        self._extents = extents
+
+    def has(self, one: Wanted, now: float) -> bool:
+        return int(self._extents.find(one.key)[0]) == one.place
+
+    def begin(self, one: Wanted) -> tuple[int, int]:
+        self._extents.hold(one.place)
+        return self._extents.namespace(one.place), self._extents.checksum(one.place)
+
+    def ended(self, order: Promote) -> None:
+        self._extents.let_go(order.place)
+
+    def origin(self, order: Promote) -> bytes:
+        return self._extents.origin(order.place)
 
 
 class Lower:
-    def __init__(self, ram: Ram, extents: Extents, budget: Budget, stats: Stats, link: Link) -> None:
+    def __init__(
+        self, ram: Ram, extents: Extents, budget: Budget, epochs: dict[int, int], stats: Stats, link: Link, staging: Staging
+    ) -> None:
+        """`epochs`: the present epoch of each namespace, by its number; `remember` changes it."""
         self._ram = ram
         self.extents = extents
         ram.has_below = extents.__contains__
-        self.epochs: dict[int, int] = {}  # the present epoch of each namespace, by its number
-        self.demotions = Demotions(ram, extents, budget, self.epochs, stats)
-        self.staging = Staging(ram, extents, self.epochs, stats, link)
+        self.epochs = epochs
+        self.demotions = Demotions(ram, extents, budget, epochs, stats)
+        self.staging, self.link = staging, link
+        staging.attach(DriveSource(extents, link))
+        self.on_arrival: Callable[[int], None] = lambda slot: None  # whoever else writes what comes into this slot
         self._stats = stats
         self._tickets = itertools.count(1)
         self._under_way: dict[int, Transfer] = {}
@@ -51,7 +77,7 @@ class Lower:
 
     def transfers(self, now: float, writable: bool) -> list[Transfer]:
         """What is to be started now. Reads first."""
-        orders: list[Transfer] = list(self._drain(lambda ticket: self.staging.next(ticket, now)))
+        orders: list[Transfer] = list(self._drain(lambda ticket: self.staging.next("nvme", ticket, now)))
         if writable:
             orders += self._writes(now)
         return orders
@@ -107,6 +133,7 @@ class Lower:
             slot = self.staging.finished(order, done, now)
             if slot is not None:
                 self.demotions.promoted(slot)
+                self.on_arrival(slot)
             elif done.fault == "corrupt" and int(self.extents.find(order.key)[0]) == order.place:
                 self.erase(order.place)
         elif isinstance(order, Forget):
@@ -120,33 +147,39 @@ class Lower:
         else:
             self.flushed.append((self._flush_of.pop(order.ticket), not done.fault))
 
+    def saved(self, keys: list[BlockKey], slots: np.ndarray) -> None:
+        """New blocks in RAM. An engine saves what lies here too, where its answer was a miss."""
+        for slot in slots[self.extents.find(b"".join(keys)) != ABSENT].tolist():
+            self._ram.note_below(slot, True)
+        self.demotions.saved(keys, slots)
+
     # --- what is fetched before somebody asks, and what is forgotten -------------------------------------------------
 
     def fetch(self, keys: bytes, is_chain: bool, due: float, worth: float) -> int:
         """Read what of these is only here into RAM: as Staging.begin_ahead has it."""
-        wanted, _ = self.wanted(keys, self._ram.index.find(keys), 0, is_chain)
-        return self.staging.begin_ahead(wanted, due, worth)
+        slots = self._ram.index.find(keys)
+        positions, places = self.mark(keys, slots)
+        holes = np.flatnonzero(slots == ABSENT)
+        end = int(holes[0]) if is_chain and len(holes) else len(slots)
+        return self.staging.begin_ahead(self.wanted(keys, positions, places, range(end), is_chain), due, worth)
 
-    def wanted(self, keys: bytes, slots: np.ndarray, skip: int, is_chain: bool) -> tuple[list[Wanted], np.ndarray]:
-        """Of these packed keys, what only this tier has, behind the first `skip`; and where all that only it has lies.
-        `slots`: where RAM has them; what is here is marked there as BELOW. In a chain what stands behind a hole is of no
-        use."""
+    def mark(self, keys: bytes, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of these packed keys, what only this tier has: which they are, and their places. `slots`: where RAM has them;
+        what is here is marked there as BELOW."""
         missing = np.flatnonzero(slots == ABSENT)
         places = self.extents.find(np.frombuffer(keys, f"V{KEY_BYTES}")[missing].tobytes())
         is_below = places != ABSENT
-        slots[missing[is_below]] = BELOW
-        holes = missing[~is_below & (missing >= skip)]
-        end = int(holes[0]) if is_chain and len(holes) else len(slots)
+        positions, places = missing[is_below], places[is_below]
+        slots[positions] = BELOW
+        return positions, places
 
-        def key(position: int) -> bytes:
-            return keys[position * KEY_BYTES : (position + 1) * KEY_BYTES]
-
-        wanted = [
-            Wanted(at, key(at), key(at - 1) if is_chain and at else b"", place, self.extents.size(place))
-            for at, place in zip(missing.tolist(), places.tolist())
-            if place != ABSENT and skip <= at < end
+    def wanted(self, keys: bytes, positions: np.ndarray, places: np.ndarray, within: range, is_chain: bool) -> list[Wanted]:
+        """What `mark` found, as staging reads it; as far as it is of use."""
+        return [
+            Wanted(at, key_at(keys, at), key_at(keys, at - 1) if is_chain and at else b"", place, self.extents.size(place))
+            for at, place in zip(positions.tolist(), places.tolist())
+            if at in within
         ]
-        return wanted, places[is_below]
 
     def of_origin(self, session_tag: bytes, tenant_tag: bytes) -> list[int]:
         """Places of blocks that such a session, or such a tenant, was the first to save."""
@@ -157,8 +190,8 @@ class Lower:
         return [
             order.key
             for order in self._under_way.values()
-            if (isinstance(order, Demote) and _is_of(order.origin, session_tag, tenant_tag))
-            or (isinstance(order, Promote) and _is_of(self.extents.origin(order.place), session_tag, tenant_tag))
+            if (isinstance(order, Demote) and is_of_origin(order.origin, session_tag, tenant_tag))
+            or (isinstance(order, Promote) and is_of_origin(self.extents.origin(order.place), session_tag, tenant_tag))
         ]
 
     def drop(self, keys: Iterable[BlockKey]) -> None:
@@ -200,9 +233,9 @@ class Lower:
         return {key: self._gave_up.pop(key) for key in keys if key in self._gave_up}
 
     def _erase_left_behind(self) -> None:
-        for key, place in self.demotions.left_behind:
-            self._gave_up[key] = place, self.extents.size(place)
-            self.erase(place)
+        for demote in self.demotions.left_behind:
+            self._gave_up[demote.key] = demote.place, demote.size
+            self.erase(demote.place)
         self.demotions.left_behind.clear()
 
     def snapshot(self, now: float) -> dict[str, object]:
@@ -212,9 +245,9 @@ class Lower:
             "used_bytes": self.extents.used_bytes,
             "blocks": len(self.extents),
             "writing_bytes": self.demotions.writing_bytes,
-            "reading_bytes": self.staging.reading_bytes,
+            "reading_bytes": self.staging.reading_bytes("nvme"),
             "candidates": self.demotions.waiting,
-            "waiting_lookups": len(self.staging.waiting),
+            "waiting_lookups": self.staging.waiting_for("nvme"),
             **self.demotions.budget.snapshot(now),
         }
 
@@ -233,9 +266,3 @@ class Lower:
     def _order(self, order: Transfer) -> Transfer:
         self._under_way[order.ticket] = order
         return order
-
-
-def _is_of(origin: bytes, session_tag: bytes, tenant_tag: bytes) -> bool:
-    """An empty tag matches all, but what has no origin."""
-    half = len(origin) // 2
-    return any(origin) and session_tag in (b"", origin[:half]) and tenant_tag in (b"", origin[half:])

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from kvtier.arena import Slots
-from kvtier.block import ABSENT, SLOT_UNIT, BlockKey
+from kvtier.block import ABSENT, NO_KEY, SLOT_UNIT, BlockKey
 from kvtier.ghosts import Ghosts
 from kvtier.index import Index, Table
 from kvtier.policy import NONE, Policy, Ranking
@@ -40,10 +40,12 @@ class Ram:
         self.policy = Policy(self.slots.units, self.slots.slab_units, ranking)
         self.on_give: Callable[[int], None] = lambda slot: None  # whoever has something by slot: it is nobody's now
         self.has_below: Callable[[BlockKey], bool] = lambda key: False  # whoever owns the tier below says so
+        self.is_to_stay: Callable[[BlockKey], bool] = lambda key: False  # on this node; whoever knows of sessions says so
         # By slot:
         self.is_below = np.zeros(self.slots.units, dtype=bool)  # the tier below has the block too
         self.origin = np.zeros((self.slots.units, 2), dtype=np.uint64)  # tags of the session and the tenant that saved it
         self.stays = np.zeros(self.slots.units, dtype=bool)  # its session wants it on no disk
+        self.stays_here = np.zeros(self.slots.units, dtype=bool)  # and on no other machine; also without the former
         self.to_wipe: list[tuple[int, int]] = []  # slots and bytes that are to be overwritten now
         self._stats = stats
         self._closing_for = 0  # the slot size that needs the closing slab
@@ -98,6 +100,7 @@ class Ram:
         before = int(self.index.find(parent)[0]) if parent else ABSENT
         self.index.add(key, slot, namespace)
         self.is_below[slot] = self.stays[slot] = False
+        self.stays_here[slot] = self.is_to_stay(key)
         self.origin[slot] = 0
         behind = NONE if before == ABSENT else before
         self.policy.add(slot, self.slots.size_of(slot) // SLOT_UNIT, key, behind, queue, self.now, order)
@@ -109,6 +112,29 @@ class Ram:
             self._awaits[slot] = parent
             self._awaited.setdefault(parent, []).append(slot)
         return True
+
+    def save(
+        self, slots: list[int], keys: list[BlockKey], befores: list[BlockKey], namespace: int, queue: int, is_barred: bool
+    ) -> list[int]:
+        """An engine has filled these taken slots. Which of them, by their place in the list, hold a block now; the others
+        are free. `befores`: the block before each, or NO_KEY. `is_barred`: nothing of it is wanted."""
+        saved, known, refused = [], 0, 0
+        size = self.slots.size_of(slots[0]) if slots else 0
+        for i, (slot, key, before) in enumerate(zip(slots, keys, befores)):
+            known += (is_known := key in self.index)
+            parent = b"" if before == NO_KEY else before
+            if is_barred or not (is_known or self.has_use_for(parent)):
+                self.give(slot)
+                refused += not is_known
+            elif self.keep(slot, key, namespace, parent, queue):
+                saved.append(i)
+        new = len(keys) - known
+        self._stats.add("saved_blocks", new)
+        self._stats.add("saved_bytes", new * size)
+        self._stats.add("known_blocks", known)
+        self._stats.add("evicted_blocks", new - len(saved) - refused)
+        self._stats.add("refused_forgotten" if is_barred else "refused_orphans", refused)
+        return saved
 
     def give(self, slot: int) -> None:
         """A taken slot is free, or will be when it is wiped."""
@@ -148,9 +174,23 @@ class Ram:
                 matches &= self.origin[:, column] == np.frombuffer(tag, np.uint64)
         return [slot for slot in np.flatnonzero(matches).tolist() if self.index.holds(slot)]
 
+    def find(self, keys: bytes, namespace: int, size: int) -> np.ndarray:
+        """uint32[n]: the slot of each packed key; ABSENT where there is none. What lies there in another namespace, or has
+        another size, somebody made up: to a reader of this many bytes it would show what lies beside it."""
+        slots = self.index.find(keys)
+        here = np.flatnonzero(slots != ABSENT)
+        found = slots[here].astype(np.intp)
+        sizes = self.slots.size_of_slab[found // self.slots.slab_units]
+        slots[here[(sizes != size) | (self.index.namespaces(found) != namespace)]] = ABSENT
+        return slots
+
     def has_use_for(self, parent: BlockKey) -> bool:
         """Whether a block behind this one may be kept: it has none before it, or that is here or below."""
         return not parent or parent in self.index or self.has_below(parent)
+
+    def is_awaited(self, key: BlockKey) -> bool:
+        """Something here stands behind it, and it isn't here."""
+        return key in self._awaited
 
     def drop_namespace(self, namespace: int) -> int:
         """Forget its blocks; returns how many."""

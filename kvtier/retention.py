@@ -13,19 +13,24 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from kvtier.away import Away
 from kvtier.block import BlockKey, Kind
-from kvtier.categories import TRUNK, Categories
+from kvtier.categories import Categories
+from kvtier.demotion import Demotions
+from kvtier.draining import Draining
 from kvtier.expecting import Expecting
+from kvtier.following import Following
 from kvtier.forgetting import Forgetting, origin_of
 from kvtier.index import Table
 from kvtier.listing import Listing, Row
 from kvtier.lower import Lower
 from kvtier.mirror import Mirror
+from kvtier.moving import Moving
 from kvtier.pins import Pins
 from kvtier.ram import Ram
 from kvtier.ranking import ACTIVE, PARKED, Value
 from kvtier.returns import OTHERS, Returns
-from kvtier.session import NOTHING, SESSIONS_MAX, Hints, Session, Sessions, State, names_of
+from kvtier.session import NOTHING, Hints, Session, Sessions, State, names_of
 from kvtier.standing import Pair, Standing
 
 LEARN_S = 5.0  # between looks at what was seen
@@ -42,22 +47,35 @@ class Retention:
         self.pins = Pins(ram)
         self._sessions = Sessions(table)
         self._lower: Lower | None = None
+        self._away: Away | None = None
+        self._demotions: list[Demotions] = []  # to each tier below
         self._expecting = Expecting()
         self._forgetting = Forgetting(ram, self._sessions)
         self._listing = Listing(ram, returns, self.pins)
+        self.draining = Draining(ram, self._sessions)
+        self.moving = Moving(self._sessions)
         self._ram = ram
         self._said: dict[tuple[str, str], Hints] = {}
         self._categories = Categories(returns)
+        self._following = Following(returns, self._categories, self._expecting)
         self._standing = Standing(ram, self._sessions, self._categories, self.pins, value)
-        self.weigh = self._standing.weigh
+        self.of_arrival = self._standing.of_arrival
+        self.weigh, self.keeps_here = self._standing.weigh, self._standing.is_to_stay
+        ram.is_to_stay = self.keeps_here
         self._learnt_at = float("-inf")
         self._states = self._sessions.states()
 
     def attach(self, lower: Lower) -> None:
         """A tier below."""
-        self._lower = self._forgetting.lower = self._listing.lower = lower
-        lower.staging.stands = self._standing.of_arrival
+        self._lower = self._forgetting.lower = self._listing.lower = self.draining.lower = lower
         lower.demotions.is_over = self._standing.is_over
+        self._demotions.append(lower.demotions)
+
+    def attach_remote(self, away: Away) -> None:
+        """A remote below that."""
+        self._away = self._forgetting.away = self._listing.away = self.draining.away = away
+        away.demotions.is_over, away.is_off_disk = self._standing.is_over, self._standing.is_off_disk
+        self._demotions.append(away.demotions)
 
     def attach_gpu(self, mirror: Mirror) -> None:
         """Copies of what lies in RAM."""
@@ -84,23 +102,20 @@ class Retention:
         if self._sessions.of_request(engine, request) is None and not self._forgetting.is_barred(engine, request):
             begun = self._sessions.begin((engine, request), keys, namespace, kind, hints, now)
             session, parted = begun.session, begun.parted_from
-            if hints.no_disk:  # also what it saved before and is not written yet
-                self._ram.stays[self._standing.here(self._sessions.alone(session))] = True
+            if hints.no_disk or hints.no_remote:  # also what it saved before and is not written yet
+                self._standing.keep_back(self._standing.here(self._sessions.alone(session)), hints)
             if begun.came_back:
-                self._came(session, now)
+                self._following.came(session, now)
             if parted is not None and session.tail_at <= self._standing.common_blocks(keys):
                 session.is_branch = False  # they have no more in common than all have
             elif parted is not None:
                 if session.tail_at > parted.tail_at:  # it uses something of what that one added last
-                    self.returns.came(parted.number, now)
+                    self._following.used(parted, now)
                     if (parted.name, parted.tenant) == (session.name, session.tenant):  # else clients know: they are two
                         self._leave(parted, session.tail_at)
                     parted.tail_at = session.tail_at  # who parts from it at the same place uses nothing of what is left
-                self.returns.came(_trunk_row(parted), now)
-                if (last := self._sessions.by_serial(parted.last_branch)) is not None:
-                    self.returns.came(_trunk_row(last), now)
+                self._following.parted(session, parted, self._sessions.by_serial(parted.last_branch), now)
                 parted.last_branch = session.serial
-                self.returns.went(_trunk_row(session), self._categories.of_part(TRUNK, session), now)
             self._standing.retire(begun.superseded)
             self._room_was_made(now)
         return self._standing.pair(ACTIVE, namespace)
@@ -118,8 +133,7 @@ class Retention:
         if session is not None:
             self._sessions.saved((engine, request), b"".join(keys))
             self._mark(session, slots)
-        if (session or self._said.get((engine, request), NOTHING)).no_disk:
-            self._ram.stays[slots] = True
+        self._standing.keep_back(slots, session or self._said.get((engine, request), NOTHING))
 
     def _mark(self, session: Session, slots: np.ndarray) -> None:
         """It was the first to save what of these has no mark yet."""
@@ -167,8 +181,8 @@ class Retention:
             else:
                 self._settle(session, now)
             self._standing.retire(self._sessions.nobodys(keys + saved))
-        if self._lower is not None:
-            self._lower.demotions.request_ended(here)
+        for demotions in self._demotions:
+            demotions.request_ended(here)
         return here
 
     def left(self, engine: str, now: float) -> None:
@@ -188,7 +202,7 @@ class Retention:
         for session in self._sessions:
             if session.namespace == namespace:
                 self._unpin(session)
-                self._follow_no_more(session)
+                self._following.ended(session)
                 self._sessions.drop(session)
 
     def tick(self, now: float) -> None:
@@ -208,6 +222,7 @@ class Retention:
                 self._standing.line_up(session, now, used=False)
             else:
                 self._expire(session)
+        self.draining.step(now)
 
     # --- what is wished ------------------------------------------------------------------------------------------
 
@@ -234,8 +249,8 @@ class Retention:
                 continue
             session.state, session.expected_at = State.PARKED, None
             slots = self._standing.move(self._sessions.alone(session), PARKED, session.namespace)
-            if self._lower is not None:
-                self._lower.demotions.hurry(slots[~self._ram.is_below[slots]])
+            for demotions in self._demotions:
+                demotions.hurry(slots)
             parked += len(slots)
         return parked
 
@@ -261,7 +276,7 @@ class Retention:
         active: list[BlockKey] = []
         for session in self._sessions.named(name, tenant):
             self._unpin(session)
-            self._follow_no_more(session)
+            self._following.ended(session)
             active += names_of(session.keys) if session.requests else ()
         ticket = self._forgetting.forget(name, tenant)
         self._standing.settle(active)
@@ -292,7 +307,7 @@ class Retention:
         hints = session.hints
         self._standing.line_up(session, now, used=True)
         if session.blocks > self._standing.common_blocks(session.keys):  # else it has nothing of its own to come back to
-            self.returns.went(session.number, session.category, now)
+            self._following.went(session, now)
         if hints.end:
             for namesake in self._sessions.namesakes(session):
                 self._end(namesake)
@@ -304,6 +319,8 @@ class Retention:
             self._expecting.age(session, now + hints.ttl_s)
         if hints.tool or hints.expect_return_s:
             session.state = State.WAITING
+            if self._away is not None:  # as good as used again
+                self._away.demotions.used_again(self._standing.here(session.keys))
         if hints.expect_return_s:
             self._expecting.expect(session, now, self._lead_s(session))
             self._standing.expect(session)
@@ -313,18 +330,7 @@ class Retention:
         if session.state in (State.IDLE, State.SUPERSEDED):
             session.state = State.SUPERSEDED
             self._standing.leave(session, blocks)
-            self.returns.went(session.number, session.category, session.used_at)
-
-    def _follow_no_more(self, session: Session) -> None:
-        """What becomes of it says nothing of others."""
-        self._expecting.drop(session)
-        self.returns.ended(session.number)
-        self.returns.ended(_trunk_row(session))
-
-    def _came(self, session: Session, now: float) -> None:
-        self.returns.came(session.number, now)
-        self.returns.came(_trunk_row(session), now)
-        self._expecting.came(session, now)
+            self._following.went(session, session.used_at)
 
     # --- how: it is over -----------------------------------------------------------------------------------------
 
@@ -334,13 +340,13 @@ class Retention:
             session.hints = Hints(end=True)  # when they are over
             return
         self._unpin(session)
-        self._follow_no_more(session)
+        self._following.ended(session)
         session.state = State.ENDED
         self._standing.retire(self._sessions.drop(session))
         self._sessions.remember_ended(session)
 
     def _expire(self, session: Session) -> None:
-        """Its time is up: what it alone has is dropped everywhere."""
+        """Its time is up: what it alone has is dropped everywhere, but from the remote, where others may have it too."""
         alone = names_of(self._sessions.alone(session))
         self._end(session)
         if self._lower is not None:
@@ -350,9 +356,7 @@ class Retention:
     def _room_was_made(self, now: float) -> None:
         """Sessions were forgotten because there are too many; their blocks stay where they stand."""
         for session, _ in self._sessions.take_forgotten():
-            self.returns.lost(session.number, now)
-            self.returns.lost(_trunk_row(session), now)
-            self._expecting.drop(session)
+            self._following.lost(session, now)
             self._unpin(session)
 
     def _pin(self, session: Session, until: float) -> int:
@@ -380,9 +384,4 @@ class Retention:
     def _lead_s(self, session: Session) -> float:
         if self._lower is None:
             return 0.0
-        return LEAD_S + LEAD_FACTOR * self._lower.staging.link.seconds(session.blocks * session.slot_bytes)
-
-
-def _trunk_row(session: Session) -> int:
-    """Where it is followed what becomes of its trunk."""
-    return SESSIONS_MAX + session.number
+        return LEAD_S + LEAD_FACTOR * self._lower.link.seconds(session.blocks * session.slot_bytes)

@@ -61,6 +61,7 @@ class Hints:
     ttl_s: float = 0.0  # after its last use it is to be dropped; with a pin: so long it lasts; 0: nothing said
     pin: bool = False
     no_disk: bool = False  # its blocks never go below RAM
+    no_remote: bool = False  # nor do they leave this node; also where only `no_disk` is said
     no_store: bool = False  # nothing of this request is kept, not even that it was there
 
 
@@ -94,6 +95,7 @@ class Session:
     pin_until: float = 0.0
     pinned: bytes = b""  # keys
     no_disk: bool = False
+    no_remote: bool = False
     requests: dict[tuple[str, str], list[bytes]] = field(default_factory=dict)  # under way -> what they saved
 
     @property
@@ -222,6 +224,7 @@ class Sessions:
         session.turns += 1
         session.hints = hints
         session.no_disk |= hints.no_disk
+        session.no_remote |= hints.no_remote or hints.no_disk
         session.state, session.expected_at = State.ACTIVE, None
         session.requests[request] = []
         self._of_request[request] = session

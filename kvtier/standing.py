@@ -25,7 +25,7 @@ from kvtier.policy import KEPT
 from kvtier.ram import Ram
 from kvtier.ranking import ACTIVE, ENDED, EXPECTED, Value
 from kvtier.returns import OTHERS
-from kvtier.session import Session, Sessions
+from kvtier.session import Hints, Session, Sessions
 
 COMMON_MIN, COMMON_PART = 8, 1 / 64  # a block that so many sessions have, and so many of all, is common
 COMMON_SHARE = 0.25  # of the arena: the quota of common blocks
@@ -38,6 +38,7 @@ class Standing:
         """`value`: the ranking, if it is the one that looks at sessions; the others have queues of their own."""
         self._ram, self._sessions, self._categories, self._pins = ram, sessions, categories, pins
         self._value = value
+        self._keeps_some = False  # whether any session ever said so: else no block is looked at
 
     def here(self, keys: bytes) -> np.ndarray:
         """Slots of those of these that are in RAM."""
@@ -125,6 +126,24 @@ class Standing:
         """Whether no session has this block any more."""
         queue = int(self._ram.policy.queues(np.array([slot]))[0])
         return self._value is not None and self._value.kind(queue) == ENDED
+
+    def keep_back(self, slots: np.ndarray, whose: Session | Hints) -> None:
+        """They go no deeper than it wants."""
+        if whose.no_disk:
+            self._ram.stays[slots] = True
+        if whose.no_disk or whose.no_remote:
+            self._ram.stays_here[slots] = True
+            self._keeps_some = True
+
+    def is_to_stay(self, key: BlockKey) -> bool:
+        """On this node, when it comes from below."""
+        session = self._sessions.whose(key) if self._keeps_some else None
+        return session is not None and session.no_remote
+
+    def is_off_disk(self, key: BlockKey) -> bool:
+        """Nor on the drives, though another node saved it without a word."""
+        session = self._sessions.whose(key) if self._keeps_some else None
+        return session is not None and session.no_disk
 
     def worth_when_expected(self, session: Session, now: float) -> float:
         """Of its blocks that would be read from below; 0 where nobody looks at sessions."""

@@ -9,56 +9,52 @@
     commit, give_back         a lent slot becomes a block, or is free again
     begin, touch              what a client says of a request; a request is over, and these are its blocks
     reset                     nothing of this namespace is served again
-    transfers, finished       what the tier below is to do, and did              orders for it
+    transfers, finished       what the tier below is to do, and did; likewise    orders for it
+                              remote_transfers, remote_finished
     flush                     what is here is to survive a crash                 later: flushed
     wipes, wiped              slots that are to be overwritten with zeros, and were
     answered                  a lookup's answer, as its engine's workers are to read it
 
-Where a slot is: ram.py. Lookups and leases, and time that passes for them: leases.py. What goes to the drives:
-demotion.py; what comes back from there: staging.py. What has a copy on a GPU: mirror.py. What goes first, and all that
-is done because of sessions: retention.py. What is lent: lending.py. That all processes of an engine are gone, or that no
-copy of theirs runs, `leave` is the caller's word for.
+Where a slot is: ram.py. Lookups and leases, and time that passes for them: leases.py. What goes below: demotion.py; what
+comes back: staging.py; the drives: lower.py, the remote: away.py. What has a copy on a GPU: mirror.py. What goes first, and
+all that is done because of sessions: retention.py. What is lent: lending.py. That all processes of an engine are gone, or
+that no copy of theirs runs, `leave` is the caller's word for.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from kvtier.admission import Budget
-from kvtier.arc import Arc
-from kvtier.block import ABSENT, NO_KEY, SLOT_UNIT, BlockKey, Kind, slot_bytes_for, unpack_keys
+from kvtier.away import Away
+from kvtier.block import NO_KEY, SLOT_UNIT, Kind, slot_bytes_for, unpack_keys
 from kvtier.deciding import Decisions
 from kvtier.decision import Ask
 from kvtier.errors import OrderError, ProtocolError
 from kvtier.estimators import Link
 from kvtier.extents import Extents
 from kvtier.index import Table
+from kvtier.known import Known
 from kvtier.leases import Leases
 from kvtier.lending import Engine, Lending
+from kvtier.lookup import Lookup
 from kvtier.lower import Lower
 from kvtier.mirror import Mirror
-from kvtier.policy import Ranking
+from kvtier.namespaces import Namespace, Namespaces
 from kvtier.ram import Ram
-from kvtier.ranking import Lru, Value
+from kvtier.ranking import Value
+from kvtier.rankings import ranking_of
 from kvtier.retention import Retention
 from kvtier.returns import Returns
-from kvtier.s3fifo import S3Fifo
 from kvtier.session import SESSIONS_MAX, Hints
+from kvtier.staging import Staging
 from kvtier.stats import REPORTED, Stats
 from kvtier.transfer import Finished, Transfer
 
-NAMESPACES_MAX = 4096
-POLICIES = ("value", "lru", "s3fifo", "arc")
 DRIVE_LATENCY_S, DRIVE_BYTES_PER_S = 0.002, 2e9  # until they were measured
+REMOTE_LATENCY_S, REMOTE_BYTES_PER_S = 0.002, 2e8
 NOBODY = Ask()
-
-
-@dataclass
-class _Namespace:
-    number: int
-    epoch: int = 0
 
 
 class BlockStore:
@@ -73,20 +69,23 @@ class BlockStore:
         session_table: Table | None = None,
     ) -> None:
         """`capacity` bytes of arena, of which all engines together are lent at most `lend_share`, but each of them one
-        slot; leases pin at most `lease_share`. `policy`: one of POLICIES. Tables of the keys in RAM, and of those that
-        sessions have."""
+        slot; leases pin at most `lease_share`. `policy`: one of POLICIES (rankings.py). Tables of the keys in RAM, and of
+        those that sessions have."""
         self.stats = Stats()
         returns = Returns(2 * SESSIONS_MAX)
-        ranking = _ranking(policy, returns, capacity // SLOT_UNIT)
+        ranking = ranking_of(policy, returns, capacity // SLOT_UNIT)
         self.ram = Ram(capacity, self.stats, ranking, table)
         value = ranking if isinstance(ranking, Value) else None
         self.retention = Retention(self.ram, returns, value, session_table)
         self.lower: Lower | None = None
+        self.away: Away | None = None
         self.mirror: Mirror | None = None
         self.lending = Lending(self.ram, int(capacity * lend_share))
         self.decisions = Decisions(self.ram.ghosts, self.stats)
-        self.leases = Leases(self.ram, int(capacity * lease_share), self.stats, self.decisions)
-        self._namespaces: dict[bytes, _Namespace] = {}
+        self.namespaces = Namespaces()
+        self.staging = Staging(self.ram, self.namespaces.epochs, self.stats)
+        self.staging.stands = self.retention.of_arrival
+        self.leases = Leases(self.ram, int(capacity * lease_share), self.stats, self.decisions, self.staging)
 
     def attach(
         self,
@@ -98,15 +97,27 @@ class BlockStore:
     ) -> None:
         """A tier below, before the first engine joins: what lies there, the namespaces of it, digest -> (number, epoch),
         what is known of its speed. A lookup waits at most `stage_s` for it."""
-        assert not self._namespaces and self.lower is None
+        assert not self.namespaces and self.lower is self.away is None
         link = link or Link(DRIVE_LATENCY_S, DRIVE_BYTES_PER_S)
-        self.lower = Lower(self.ram, extents, budget, self.stats, link)
+        self.lower = Lower(self.ram, extents, budget, self.namespaces.epochs, self.stats, link, self.staging)
         self.decisions.drives = link
         self.retention.attach(self.lower)
-        self.leases.lower, self.leases.stage_s = self.lower, stage_s
-        for digest, (number, epoch) in remembered.items():
-            self._namespaces[digest] = _Namespace(number, epoch)
-            self.lower.epochs[number] = epoch
+        self.leases.lower, self.leases.stage_s["nvme"] = self.lower, stage_s
+        self.namespaces.recover(remembered)
+
+    def attach_remote(self, budget: Budget, link: Link | None, stage_s: float) -> None:
+        """A remote, after the tier below and before the first engine joins. A lookup waits at most `stage_s` for it."""
+        assert self.away is None
+        link = link or Link(REMOTE_LATENCY_S, REMOTE_BYTES_PER_S)
+        self.away = Away(self.ram, self.staging, Known(), self.namespaces.epochs, budget, self.stats, link)
+        self.decisions.remote = link
+        self.retention.attach_remote(self.away)
+        self.leases.away, self.leases.stage_s["remote"] = self.away, stage_s
+        for digest, known in self.namespaces.items():
+            self.away.remember(digest, known.number)
+        if self.lower is not None:
+            self.lower.on_arrival = self.away.demotions.arrived
+            self.away.on_arrival = self.lower.demotions.arrived
 
     def attach_gpu(self, capacity: int) -> None:
         """So many bytes of device memory, for copies of blocks in RAM."""
@@ -137,7 +148,7 @@ class BlockStore:
                 "too_large",
                 f"a block of {block_bytes} bytes does not fit a slab of {self.ram.slots.slab_bytes}; raise cpu.capacity",
             )
-        known = self._namespace(namespace)
+        known = self.namespace(namespace)
         wish = max(1, lend)
         mine = Engine(known.number, Kind(size, block_tokens, is_chain), wish, wish, now)
         self.lending.join(engine, mine)
@@ -145,15 +156,14 @@ class BlockStore:
         self.retention.names(known.number, namespace.hex()[:12])
         return known.epoch, self.lending.target(mine)
 
-    def _namespace(self, digest: bytes) -> _Namespace:
-        known = self._namespaces.get(digest)
+    def namespace(self, digest: bytes) -> Namespace:
+        known = self.namespaces.get(digest)
         if known is None:
-            if len(self._namespaces) >= NAMESPACES_MAX:
-                raise ProtocolError("too_many", f"more than {NAMESPACES_MAX} namespaces; restart kvtierd")
-            number = 1 + max((other.number for other in self._namespaces.values()), default=-1)
-            known = self._namespaces[digest] = _Namespace(number)
+            known = self.namespaces.add(digest)
             if self.lower is not None:
-                self.lower.remember(digest, number, known.epoch)
+                self.lower.remember(digest, known.number, known.epoch)
+            if self.away is not None:
+                self.away.remember(digest, known.number)
         return known
 
     def want(self, engine: str, slots: int) -> None:
@@ -181,8 +191,7 @@ class BlockStore:
     def reset(self, engine: str, namespace: bytes) -> None:
         """The engine's KV means something else from now on. Its namespace gets a new epoch: engines that join later
         have other keys, and everything saved so far is dropped. The engine itself goes on under keys of its own."""
-        known = self._namespaces[namespace]
-        known.epoch += 1
+        known = self.namespaces.reset(namespace)
         self.retention.reset(known.number)
         dropped = self.ram.drop_namespace(known.number)
         # No hungry engine can get a slot by this: all that is free now could have been evicted for it before.
@@ -209,37 +218,16 @@ class BlockStore:
         names = unpack_keys(keys)
         befores = unpack_keys(parents) if parents else [NO_KEY] * len(names)
         queue, _ = self.retention.saving(engine, request, keys, mine.namespace, mine.kind, now)
-        saved, known = [], 0
         is_barred = self.retention.is_barred(engine, request, numbers)
-        refused = 0
-        for i, (key, before, slot) in enumerate(zip(names, befores, numbers)):
-            known += (is_known := key in self.ram.index)
-            parent = b"" if before == NO_KEY else before
-            if is_barred or not (is_known or self.ram.has_use_for(parent)):
-                self.ram.give(slot)
-                refused += not is_known
-            elif self.ram.keep(slot, key, mine.namespace, parent, queue):
-                saved.append(i)
-        new = len(names) - known
-        self.stats.add("saved_blocks", new)
-        self.stats.add("saved_bytes", new * mine.kind.slot_bytes)
-        self.stats.add("known_blocks", known)
-        self.stats.add("evicted_blocks", new - len(saved) - refused)
-        self.stats.add("refused_forgotten" if is_barred else "refused_orphans", refused)
+        saved = self.ram.save(numbers, names, befores, mine.namespace, queue, is_barred)
         if saved:
             kept = slots[saved].astype(np.intp)
             self.ram.use(kept, None)
             self.retention.saved(engine, request, [names[i] for i in saved], kept)
-            if self.lower is not None:
-                self._note_below([names[i] for i in saved], kept)
-                self.lower.demotions.saved([names[i] for i in saved], kept)
+            for tier in (self.lower, self.away):
+                if tier is not None:
+                    tier.saved([names[i] for i in saved], kept)
         self.lending.mark_hungry(engine)
-
-    def _note_below(self, names: list[BlockKey], slots: np.ndarray) -> None:
-        """An engine saves what lies below too, where its answer was a miss."""
-        assert self.lower is not None
-        for slot in slots[self.lower.extents.find(b"".join(names)) != ABSENT].tolist():
-            self.ram.note_below(slot, True)
 
     def give_back(self, engine: str, slots: np.ndarray) -> None:
         """The engine doesn't use these lent slots and no copy into them runs."""
@@ -263,7 +251,7 @@ class BlockStore:
         queues = None
         if ask.request:
             queues = self.retention.asked(engine, ask.request, keys, mine.namespace, mine.kind, now)
-        return self.leases.lookup((engine, lease), keys, mine.kind, queues, skip=skip, ask=ask, now=now)
+        return self.leases.lookup(Lookup((engine, lease), keys, mine.kind, mine.namespace, queues, skip, ask, now))
 
     def answered(self, engine: str, lease: int, answer: np.ndarray) -> np.ndarray:
         """A lookup's answer as its engine is to hear it: with places of the GPU tier where its workers can read them."""
@@ -324,23 +312,43 @@ class BlockStore:
         self.ram.wiped(slot)
         self.lending.can_help = True
 
-    # --- the tier below --------------------------------------------------------------------------------------
+    # --- the tiers below -------------------------------------------------------------------------------------
 
     def transfers(self, now: float, writable: bool = True) -> list[Transfer]:
         """What the tier below is to start now; nothing of it is asked twice. `writable`: it takes writes."""
-        if self.lower is None:
-            return []
-        self.ram.now = max(now, self.ram.now)
-        orders = self.lower.transfers(now, writable)
-        self.leases.note_arrivals(now)
-        return orders
+        return self._transfers(self.lower, now, writable)
 
     def finished(self, done: Finished, now: float) -> None:
         """The tier below has finished what it was ordered to do."""
         assert self.lower is not None
+        self._finished(self.lower, done, now)
+
+    def remote_transfers(self, now: float, writable: bool = True) -> list[Transfer]:
+        """Likewise for the remote."""
+        return self._transfers(self.away, now, writable)
+
+    def remote_finished(self, done: Finished, now: float) -> None:
+        assert self.away is not None
+        self._finished(self.away, done, now)
+
+    def set_remote_away(self, is_away: bool) -> None:
+        """Whether its tier leaves it alone, because it fails or is silent."""
+        if self.away is not None:
+            self.away.set_away(is_away)
+
+    def _transfers(self, tier: Lower | Away | None, now: float, writable: bool) -> list[Transfer]:
+        if tier is None:
+            return []
         self.ram.now = max(now, self.ram.now)
-        self.lower.finished(done, now)
+        orders = tier.transfers(now, writable)
         self.leases.note_arrivals(now)
+        return orders
+
+    def _finished(self, tier: Lower | Away, done: Finished, now: float) -> None:
+        self.ram.now = max(now, self.ram.now)
+        tier.finished(done, now)
+        self.leases.note_arrivals(now)
+        self.retention.draining.step(now)
         self.lending.can_help = True
 
     def gpu_finished(self, done: Finished, now: float) -> None:
@@ -359,7 +367,7 @@ class BlockStore:
         if self.lower is None:
             return []
         over, self.lower.flushed = self.lower.flushed, []
-        return over
+        return [one for one in over if not self.retention.draining.flushed(*one)]
 
     # --- what there is ---------------------------------------------------------------------------------------
 
@@ -380,8 +388,9 @@ class BlockStore:
             "hit_tokens": self.stats["loaded_tokens"],
         }
         tiers = {"cpu": cpu} if self.mirror is None else {"gpu": self.mirror.snapshot(), "cpu": cpu}
-        if self.lower is not None:
-            tiers["nvme"] = self.lower.snapshot(now)
+        for name, tier in (("nvme", self.lower), ("remote", self.away)):
+            if tier is not None:
+                tiers[name] = tier.snapshot(now)
         return {
             "tiers": tiers,
             "engines": [row | self.leases.snapshot(str(row["engine"])) for row in self.lending.snapshot(now)],
@@ -389,10 +398,3 @@ class BlockStore:
             "retention": self.retention.snapshot(now),
             "counters": self.stats.snapshot(),
         }
-
-
-def _ranking(policy: str, returns: Returns, units: int) -> Ranking:
-    assert policy in POLICIES, policy
-    if policy == "value":
-        return Value(returns)
-    return Lru() if policy == "lru" else S3Fifo(units) if policy == "s3fifo" else Arc(units)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from kvtier.block import BlockKey
 
 SEEK_KEYS_MAX = 1024
+MOVES_MAX = 1024  # reads and writes that begin no more while so much is under way; a tier takes more
 ORIGIN_BYTES = 16  # a session's tag and a tenant's, half each; zeros where there is none
 
 FAULTS: dict[str, str] = {
@@ -100,3 +101,9 @@ class Finished:
     checksum: int = 0  # of a Demote
     seconds: float = 0.0  # that the drive took
     sizes: tuple[int, ...] = ()  # of a Seek: bytes of each block, 0 where there is none
+
+
+def is_of_origin(origin: bytes, session_tag: bytes, tenant_tag: bytes) -> bool:
+    """An empty tag matches all, but what has no origin."""
+    half = len(origin) // 2
+    return any(origin) and session_tag in (b"", origin[:half]) and tenant_tag in (b"", origin[half:])

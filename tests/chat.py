@@ -3,14 +3,15 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 from arena_bytes import ArenaBytes, content_of
 from kvtierd import Engine, KVTierd
 
 from kvtier import protocol
-from kvtier.block import BELOW, unpack_keys, unpack_slots
+from kvtier.block import BELOW, KEY_BYTES, unpack_keys, unpack_slots
 
 BLOCK = 1024**2
-NAMES = itertools.count()
+NAMES, REQUESTS = itertools.count(), itertools.count()
 
 
 def nvme_settings(folder: Path, **more: object) -> dict[str, object]:
@@ -51,3 +52,29 @@ class Chat:
                 assert self.arena.read(slot, BLOCK) == content_of(key, BLOCK), "wrong bytes were served"
         self.engine.release(len(slots))
         return next((i for i, slot in enumerate(slots) if slot >= BELOW), len(slots))
+
+
+def turn(chat: Chat, session: str, keys: bytes, tenant: bytes = b"", **counts: int) -> None:
+    """One request of a session, from its begin to its end; it saves what isn't here yet."""
+    request = f"request {next(REQUESTS)}"
+    chat.engine.say(protocol.Begin(request, session, tenant, "", counts))
+    save(chat, request, keys)
+    chat.engine.say(protocol.Touch(keys, request))
+
+
+def save(chat: Chat, request: str, keys: bytes) -> list[int]:
+    """What the request computes; the slots that it filled."""
+    found = chat.engine.ask(protocol.Lookup(7, keys, request=request), answer=protocol.Found)
+    here = unpack_slots(found.slots) < BELOW
+    chat.engine.say(protocol.Release(7, int(here.sum())))
+    before, filled = bytes(KEY_BYTES), []
+    for key, is_here in zip(unpack_keys(keys), here.tolist(), strict=True):
+        if not is_here:
+            while not chat.engine.lent:
+                chat.engine.lent += unpack_slots(chat.engine.hear(protocol.Lend).slots).tolist()
+            slot = chat.engine.lent.pop(0)
+            chat.arena.write(slot, content_of(key, BLOCK))
+            chat.engine.say(protocol.Commit(key, np.array([slot], "<u4").tobytes(), before, request))
+            filled.append(slot)
+        before = key
+    return filled

@@ -1,18 +1,18 @@
-"""A store for tests of sessions: one engine, blocks named by letters, a clock, and drives whose transfers finish at once
-when a test lets them run. In the prompt "abc" the block b stands behind a."""
+"""A store for tests of sessions: one engine, blocks named by letters, a clock, and drives and a remote whose transfers
+finish at once when a test lets them run. In the prompt "abc" the block b stands behind a."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from kvtier.admission import Budget
-from kvtier.block import ABSENT, KEY_BYTES, NO_KEY, pack_keys
+from kvtier.block import ABSENT, KEY_BYTES, NO_KEY, pack_keys, unpack_keys
 from kvtier.decision import Ask
 from kvtier.extents import Extents
 from kvtier.ranking import Value
 from kvtier.session import Hints, Session
 from kvtier.store import BlockStore
-from kvtier.transfer import Demote, Erase, Finished, Promote, Transfer
+from kvtier.transfer import Demote, Erase, Finished, Promote, Seek, Transfer
 
 MIB = 1024**2
 BLOCK = MIB // 4  # 8 slots a slab of 2 MiB
@@ -34,11 +34,16 @@ def letters(packed: bytes) -> str:
 
 
 class World:
-    def __init__(self, slabs: int = 4, drives: bool = False, policy: str = "value", budget: float = 2**40) -> None:
+    def __init__(
+        self, slabs: int = 4, drives: bool = False, policy: str = "value", budget: float = 2**40, remote: bool = False
+    ) -> None:
         """RAM of eight blocks a slab, four of them lent; leases pin at most half."""
         self.store = BlockStore(slabs * 2 * MIB, lend_share=0.125, lease_share=0.5, policy=policy)
         if drives:
             self.store.attach(Extents(64, 2 * MIB), Budget(budget, 0.0), 1.0, {})
+        self.remote: dict[bytes, int] = {}  # what lies there, and its size
+        if remote:
+            self.store.attach_remote(Budget.of_rate(2**30, 0.0), None, 1.0)
         self.now = 0.0
         self._requests = 0
         self.join()
@@ -112,13 +117,34 @@ class World:
         for order in orders:
             self.store.finished(Finished(order.ticket, fault, checksum=order.ticket), self.now)
 
+    def start_remote(self) -> list[Transfer]:
+        return self.store.remote_transfers(self.now)
+
+    def finish_remote(self, orders: list[Transfer], fault: str = "") -> None:
+        for order in orders:
+            self.store.remote_finished(self._done_by_remote(order, fault), self.now)
+
+    def _done_by_remote(self, order: Transfer, fault: str) -> Finished:
+        if fault:
+            return Finished(order.ticket, fault)
+        if isinstance(order, Seek):
+            return Finished(order.ticket, sizes=tuple(self.remote.get(key, 0) for key in unpack_keys(order.keys)))
+        if isinstance(order, Demote):
+            self.remote[order.key] = order.size
+        elif isinstance(order, Erase):
+            self.remote.pop(order.key, None)
+        elif isinstance(order, Promote) and order.key not in self.remote:
+            return Finished(order.ticket, "gone")
+        return Finished(order.ticket)
+
     def run(self) -> list[Transfer]:
-        """Until nothing is to be done any more: slots are wiped, too."""
+        """Until nothing is to be done any more: slots are wiped, too. What the drives did."""
         done: list[Transfer] = []
-        while (orders := self.start()) or self.store.ram.to_wipe:
+        while (orders := self.start()) + (away := self.start_remote()) or self.store.ram.to_wipe:
             for slot, _ in self.store.wipes():
                 self.store.wiped(slot)
             self.finish(orders)
+            self.finish_remote(away)
             done += orders
         return done
 
@@ -136,6 +162,10 @@ class World:
 
     def is_below(self, letter: str) -> bool:
         return self.store.lower is not None and key(letter) in self.store.lower.extents
+
+    def away(self, chain: str) -> str:
+        """Of these, those that lie in the remote."""
+        return "".join(letter for letter in chain if key(letter) in self.remote)
 
     def below(self, chain: str) -> str:
         """Of these, those that the drives have."""

@@ -130,6 +130,14 @@ class KVTierd:
         return self.log.read_text()
 
 
+def root_file(folder: Path, root: str = "5a" * 32) -> Path:
+    """A root secret, as remote.secret_file wants it."""
+    file = folder / "root"
+    file.write_text(root)
+    file.chmod(0o600)
+    return file
+
+
 def scheduler_hello(engine: str = "engine", model: str = "model", block_bytes: int = SLOT, lend: int = 8) -> protocol.Hello:
     """`model` stands for all facts of the namespace."""
     namespace = model.encode().ljust(32, b".")
@@ -191,7 +199,11 @@ class Peer:
             if isinstance(message, kind):
                 return message
             assert not isinstance(message, protocol.Error), message
+            self.passed_over(message)
         raise AssertionError(f"the daemon hung up before a {kind.__name__}")
+
+    def passed_over(self, message: protocol.Message) -> None:
+        """It came while another was waited for."""
 
     def ask(self, *messages: protocol.Message, answer: type[T]) -> T:
         self.say(*messages)
@@ -213,8 +225,13 @@ class Engine(Peer):
 
     def __init__(self, path: Path, engine: str = "engine", **hello: Any) -> None:
         super().__init__(path)
+        self.lent: list[int] = []
         self.welcome = self.ask(scheduler_hello(engine, **hello), answer=protocol.Welcome)
-        self.lent = unpack_slots(self.hear(protocol.Lend).slots).tolist()
+        self.passed_over(self.hear(protocol.Lend))
+
+    def passed_over(self, message: protocol.Message) -> None:
+        if isinstance(message, protocol.Lend):
+            self.lent += unpack_slots(message.slots).tolist()
 
     def save(self, keys: bytes) -> list[int]:
         """Commits one lent slot a key."""

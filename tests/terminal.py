@@ -1,4 +1,4 @@
-"""Commands as installed: run to their end, or on a terminal of their own."""
+"""Commands as installed: run to their end, or on a terminal of their own. Or within this process, which saves a start."""
 
 import contextlib
 import fcntl
@@ -11,9 +11,14 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 from kvtierd import PATIENCE_S
+
+from kvtier.cli.main import main
 
 COMMANDS = Path(sys.executable).parent
 TERMINAL = (50, 160)  # lines, columns
@@ -24,6 +29,19 @@ def run(*words: object, **options: object) -> subprocess.CompletedProcess:
     return subprocess.run(
         [str(COMMANDS / program), *arguments], capture_output=True, text=True, timeout=PATIENCE_S, **options
     )
+
+
+def run_here(program: str, *words: object) -> subprocess.CompletedProcess:
+    """`kvtier` in this process."""
+    assert program == "kvtier"
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", [program, *map(str, words)]):
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return subprocess.CompletedProcess(sys.argv, status, out.getvalue(), err.getvalue())
 
 
 class Terminal:

@@ -45,7 +45,7 @@ def run(given: argparse.Namespace) -> None:
         found = asyncio.run(measured_beside(paths, given.seconds, io))
     if not found.is_measured:
         raise DaemonError("; ".join(found.notes))
-    found.prefills = load(folder, found.machine).prefills
+    found.take_learnt(load(folder, found.machine))
     problem = save(folder, found)
     if given.json:
         print(json.dumps({**found.as_json(), "kept_in": "" if problem else str(folder)}))

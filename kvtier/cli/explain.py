@@ -33,15 +33,16 @@ CURES: dict[str, str] = {
     "namespace_differs": "start the engines with the same model, dtype, block size and parallelism; where the same weights "
     "lie under other paths, set weights_id",
     "too_short": "nothing: for so few tokens there is nothing to gain",
-    "too_dear": "nothing, if the prediction was right; a faster drive or less load on it makes fetching pay",
-    "timed_out": "look whether a drive is slow or busy: `kvtier stats`, `kvtier calibrate`",
-    "tier_off": "nothing: it is tried again now and then; look whether its drive is slow or busy",
+    "too_dear": "nothing, if the prediction was right; a faster drive or remote, or less load on it, makes fetching pay",
+    "timed_out": "look whether a drive or the remote is slow or busy: `kvtier stats`, `kvtier calibrate`",
+    "tier_off": "nothing: it is tried again now and then; look whether its drive or the remote is slow or busy",
+    "remote_away": "look whether the remote of remote.url runs and can be reached; kvtierd tries it again by itself",
     "hold_out": "nothing; cost.holdout says how many requests go without",
 }
 
 PARTS = (  # of the time to the first token; where the predicted and the actual name is
     ("wait_ms", "from its arrival until the engine began with it"),
-    ("staged_ms", "until the daemon had answered, with what had to come from the drives"),
+    ("staged_ms", "until the daemon had answered, with what had to come from the drives and the remote"),
     ("load_ms", "from the arena into the engine; predicted: all of the fetching"),
     ("prefill_ms", "computed by the engine"),
 )
@@ -50,7 +51,10 @@ ASSUMED = {
     "cpu_bytes_per_s": "bandwidth, arena to engine",
     "nvme_latency_us": "latency, drives to arena",
     "nvme_bytes_per_s": "bandwidth, drives to arena",
-    "nvme_queued_bytes": "reads ahead of it",
+    "nvme_queued_bytes": "reads of the drives ahead of it",
+    "remote_latency_us": "latency, remote to arena",
+    "remote_bytes_per_s": "bandwidth, remote to arena",
+    "remote_queued_bytes": "reads of the remote ahead of it",
     "price_us": "others wait because of what is computed",
     "recompute_us": "computing what matched and isn't taken",
     "rest_us": "computing what didn't match",

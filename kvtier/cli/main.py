@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from kvtier import __version__, observer
-from kvtier.cli import calibrate, explain, sessions, simulate, size, stats, top, verbs, verify
+from kvtier.cli import calibrate, drain, explain, moving, secret, sessions, simulate, size, stats, top, verbs, verify
 from kvtier.client import default_socket
 from kvtier.errors import ConfigError, DaemonError, KVTierError
 
@@ -13,8 +13,11 @@ WITH_PARSERS = {
     "sessions": sessions,
     "top": top,
     **dict.fromkeys(verbs.VERBS, verbs),
+    **dict.fromkeys(moving.VERBS, moving),
+    "drain": drain,
     "explain": explain,
     "calibrate": calibrate,
+    "secret": secret,
     "simulate": simulate,
     "size": size,
 }

@@ -59,7 +59,7 @@ def run(given: argparse.Namespace) -> None:
 def table_of(rows: Sequence[Row], width: int, sort: str = "") -> Table:
     """Within so many columns; what finds no room is left out, the least needed first. `sort`: of which column it is
     told."""
-    columns = _fitting(width)
+    columns = _fitting(rows, width)
     name_width = width - sum(columns[name][0] + 1 for name in columns) - 1
     shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     shown.add_column("session", width=max(NAME_COLUMNS_MIN, name_width), no_wrap=True, overflow="ellipsis")
@@ -74,12 +74,14 @@ def table_of(rows: Sequence[Row], width: int, sort: str = "") -> Table:
     return shown
 
 
-def _fitting(width: int) -> dict[str, tuple[int, Callable[[Row], str]]]:
+def _fitting(rows: Sequence[Row], width: int) -> dict[str, tuple[int, Callable[[Row], str]]]:
     columns = dict(COLUMNS)
+    if not any(row["bytes"].get("remote") for row in rows):
+        del columns["remote"]
     for name in DISPENSABLE:
         if NAME_COLUMNS_WANTED + sum(columns[name][0] + 1 for name in columns) < width:
             break
-        del columns[name]
+        columns.pop(name, None)
     return columns
 
 
@@ -104,13 +106,14 @@ COLUMNS: dict[str, tuple[int, Callable[[Row], str]]] = {  # how wide, and what s
     "tokens": (6, lambda row: short_count(row["tokens"])),
     "cpu": (5, lambda row: short_size(row["bytes"].get("cpu", 0))),
     "nvme": (5, lambda row: short_size(row["bytes"].get("nvme", 0))),
+    "remote": (6, lambda row: short_size(row["bytes"].get("remote", 0))),
     "gone": (5, _blocks_gone),
     "returns": (7, _returns),
     "chance": (6, lambda row: f"{row['return_chance']:.0%}"),
     "pin": (4, _pin),
     "tool": (16, lambda row: harmless(row["tool"])),
 }
-DISPENSABLE = ("tool", "gone", "turns", "returns")
+DISPENSABLE = ("tool", "gone", "turns", "returns", "remote")
 NAME_COLUMNS_WANTED = 16
 SORT_COLUMNS = {"idle": "idle", "tokens": "tokens", "bytes": "cpu", "return": "returns", "turns": "turns"}
 

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
-from kvtier.cli.page import page, table
+from kvtier.cli.page import harmless, page, table
 from kvtier.config import format_size
 from kvtier.observer import ask
 from kvtier.stats import COUNTERS
@@ -19,6 +19,7 @@ FLOWS = {
     "gpu": ("mirrored_bytes", "found_gpu_bytes"),
     "cpu": ("saved_bytes", "loaded_bytes"),
     "nvme": ("demoted_bytes", "promoted_bytes"),
+    "remote": ("remote_demoted_bytes", "remote_promoted_bytes"),
 }  # in, out
 RATE_S = 0.2  # with -1: how long rates are measured
 
@@ -49,6 +50,7 @@ def render(before: dict[str, Any], now: dict[str, Any]) -> Group:
     title = f"kvtierd {now['version']}  up {_duration(now['uptime_s'])}  pid {now['pid']}  arena {pages}, {pinned}"
     tiers = [_device(now["tiers"]["gpu"])] if "gpu" in now["tiers"] else []
     tiers += [_drives(now["tiers"]["nvme"])] if "nvme" in now["tiers"] else []
+    tiers += [_remote(now["tiers"]["remote"])] if "remote" in now["tiers"] else []
     engines = [_engines(now), *[_workers(now)] * bool(now["engines"])]
     return Group(title, _tiers(before, now), *tiers, *engines, _sessions(now), _decisions(now), _counters(now))
 
@@ -63,12 +65,12 @@ def rate(before: Mapping[str, Any], now: Mapping[str, Any], counter: str) -> flo
 def _tiers(before: dict[str, Any], now: dict[str, Any]) -> Table:
     shown = table("tier", "capacity", "used", "blocks", "lent", "leased", "hit tokens", "GB/s in", "GB/s out")
     for name, tier in now["tiers"].items():
-        used = f"{format_size(tier['used_bytes'])} ({tier['used_bytes'] / tier['capacity_bytes']:.0%})"
+        capacity = tier.get("capacity_bytes")  # a remote's is its own business
         shown.add_row(
             name,
-            format_size(tier["capacity_bytes"]),
-            used,
-            f"{tier['blocks']:,}",
+            format_size(capacity) if capacity else "",
+            f"{format_size(tier['used_bytes'])} ({tier['used_bytes'] / capacity:.0%})" if capacity else "",
+            f"{tier['blocks']:,}" if "blocks" in tier else "",
             format_size(tier["lent_bytes"]) if "lent_bytes" in tier else "",
             format_size(tier["leased_bytes"]) if "leased_bytes" in tier else "",
             f"{tier['hit_tokens']:,}" if "hit_tokens" in tier else "",
@@ -105,6 +107,30 @@ def _drives(nvme: dict[str, Any]) -> Table:
         "" if life is None else f"{life:,.0f}",
     )
     return shown
+
+
+def _remote(remote: dict[str, Any]) -> Table:
+    """The remote: whether it answers, what is known of it, what is asked, read and written."""
+    shown = table("remote", "state", "known", "hits", "ask ms", "read", "written", "to write", "writes")
+    shown.add_row(
+        harmless(remote["url"])[:40],
+        state_of_remote(remote),
+        f"{remote['known_there']:,}",
+        f"{remote['hit_share']:.0%}",
+        f"{remote['ask_ms']:.1f}",
+        format_size(remote["read_bytes"]),
+        format_size(remote["written_bytes"]),
+        f"{remote['candidates']:,}",
+        f"stopped: {harmless(remote['reason'])[:60]}" if remote["read_only"] else "good",
+    )
+    return shown
+
+
+def state_of_remote(remote: Mapping[str, Any]) -> str:
+    """What its breaker says."""
+    if remote["breaker"] == "closed":
+        return "good"
+    return f"left alone for {_duration(remote['breaker_seconds'])}: {harmless(remote['breaker_reason'])[:60]}"
 
 
 def _engines(now: dict[str, Any]) -> Table:

@@ -24,7 +24,7 @@ from kvtier import observer
 from kvtier.cli.explain import LAST
 from kvtier.cli.page import harmless, page, short_count, short_size, short_time
 from kvtier.cli.sessions import add_sockets, admin_socket, table_of
-from kvtier.cli.stats import FLOWS, rate
+from kvtier.cli.stats import FLOWS, rate, state_of_remote
 from kvtier.errors import DaemonError
 from kvtier.listing import LIMIT_MAX, SORTS
 
@@ -173,8 +173,9 @@ def _end(number: int, _: object) -> None:
 def screen_of(seen: Seen, view: View, width: int, height: int) -> Group:
     """No more lines than `height`, none longer than `width`. Sessions have the lines that nothing else needs; `view`
     doesn't go beyond the last of them."""
-    above: list[RenderableType] = [_title(seen, view, width), _tiers(seen), *_sums(seen, width)]
-    lines = 4 + len(seen.now["tiers"])
+    above: list[RenderableType] = [_title(seen, view, width), _tiers(seen)]
+    above += [*_remote(seen, width), *_sums(seen, width)]
+    lines = 4 + len(seen.now["tiers"]) + ("remote" in seen.now["tiers"])
     if seen.decisions and height >= HEIGHT_USUAL:
         above += ["", _decisions(seen.decisions, width)]
         lines += 2 + len(seen.decisions)
@@ -214,12 +215,13 @@ def _narrow(*columns: tuple[str, int]) -> Table:
 def _tiers(seen: Seen) -> Table:
     shown = _narrow(("tier", 6), ("capacity", 8), ("used", 6), ("%", 4), ("blocks", 7), ("GB/s in", 7), ("out", 6))
     for name, tier in seen.now["tiers"].items():
+        capacity = tier.get("capacity_bytes")  # a remote's is its own business
         shown.add_row(
             harmless(name),
-            short_size(tier["capacity_bytes"]),
-            short_size(tier["used_bytes"]) or "0",
-            f"{tier['used_bytes'] / tier['capacity_bytes']:.0%}",
-            short_count(tier["blocks"]),
+            short_size(capacity) if capacity else "",
+            (short_size(tier["used_bytes"]) or "0") if capacity else "",
+            f"{tier['used_bytes'] / capacity:.0%}" if capacity else "",
+            short_count(tier["blocks" if capacity else "known_there"]),
             *(f"{rate(seen.before, seen.now, counter):.2f}" for counter in FLOWS[name]),
         )
     return shown
@@ -241,6 +243,19 @@ def _sums(seen: Seen, width: int) -> tuple[Text, Text]:
         _line(f"sessions: {', '.join(counts) or 'none'}{pinned}", width),
         _line(decided + (f"; off: {', '.join(off)}" if off else ""), width),
     )
+
+
+def _remote(seen: Seen, width: int) -> list[Text]:
+    """Where there is one, what it is like."""
+    remote = seen.now["tiers"].get("remote")
+    if remote is None:
+        return []
+    state = state_of_remote(remote)
+    if state == "good":
+        state = f"{remote['hit_share']:.0%} hits, asked in {remote['ask_ms']:.1f} ms"
+    if remote["read_only"] and not remote["is_away"]:
+        state += f"; no writes: {remote['reason']}"
+    return [_line(f"remote: {remote['url']}, {state}", width)]
 
 
 def _decisions(records: Sequence[State], width: int) -> Table:

@@ -23,6 +23,7 @@ VERBS = {
     ),
 }
 WHY_KEPT = "another session had them first, or has them too; forget that one, or its tenant"
+WHY_LEFT = "none of these blocks is there any more; what other nodes stored of it stays until they forget it, too"
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -55,6 +56,8 @@ def run(given: argparse.Namespace) -> None:
                 print(json.dumps(proof))
                 return
             page().print(proof_of(proof))
+            if "remote" in proof["blocks"]:
+                print(f"remote: {WHY_LEFT}")
             if proof["shared_blocks_kept"]:
                 print(f"{proof['shared_blocks_kept']:,} shared blocks are kept: {WHY_KEPT}")
             return

@@ -89,10 +89,12 @@ class Catalogue:
         map_bytes_max: int = 0,
         *,
         store_is_new: bool = True,
+        root: bytes = b"",
     ) -> None:
         """Takes what survived into `recovered` and begins a fresh file with it. `store`: 16 bytes that name the store
-        whose places are meant; `map_bytes_max`: how large the file may grow, 0 for enough. DaemonError: the former file
-        can't be looked at, or no fresh one written."""
+        whose places are meant; `map_bytes_max`: how large the file may grow, 0 for enough; `root`: the secret that keys
+        are made with, empty for one of its own. DaemonError: the former file can't be looked at, or no fresh one
+        written."""
         self.path = path
         self.notes: list[str] = []
         self.quarantined = self.bad_records = self.records = 0
@@ -102,7 +104,7 @@ class Catalogue:
         self._map_bytes = min(self._map_bytes, self.map_bytes_max)
         self._env: lmdb.Environment | None = None
         try:
-            self.root, records, remembered = self._survivors(store_is_new)
+            self.root, records, remembered = self._survivors(store_is_new, root)
             self._rebuild(records, remembered)
         except (lmdb.Error, OSError) as error:
             self.close()
@@ -112,20 +114,24 @@ class Catalogue:
 
     # --- start -----------------------------------------------------------------------------------------------
 
-    def _survivors(self, store_is_new: bool) -> tuple[bytes, np.ndarray, dict[bytes, tuple[int, int]]]:
-        """The root secret, the good records, the namespaces. All new and empty where the file is no good."""
+    def _survivors(self, store_is_new: bool, wanted: bytes) -> tuple[bytes, np.ndarray, dict[bytes, tuple[int, int]]]:
+        """The root secret, the good records, the namespaces. All new and empty where the file is no good, or where the
+        keys in it were made with another root than the one that is wanted: nobody will ask for them."""
         if self.path.exists():
             try:
                 tables, root = self._tables()
             except Unreadable as problem:
                 self.quarantine(str(problem))
             else:
-                remembered = _remembered(tables[REMEMBERED])
-                return root, self._good_records(tables[RECORDS], remembered), remembered
+                if wanted in (b"", root):
+                    remembered = _remembered(tables[REMEMBERED])
+                    return root, self._good_records(tables[RECORDS], remembered), remembered
+                forgotten = f"{len(tables[RECORDS].rows):,} blocks there are forgotten"
+                self.notes.append(f"{self.path} is of another root secret: {forgotten}")
         elif not store_is_new:
             self.quarantined += 1
             self.notes.append(f"{self.path} is missing: what lies on the drives is forgotten")
-        return secrets.token_bytes(SECRET_BYTES), np.empty(0, RECORD), {}
+        return wanted or secrets.token_bytes(SECRET_BYTES), np.empty(0, RECORD), {}
 
     def _tables(self) -> tuple[dict[bytes, "Table"], bytes]:
         """All that is in the file, and the root secret. A drive may fail once: the last look decides."""

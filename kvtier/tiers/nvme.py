@@ -41,10 +41,18 @@ _CLOSE_WAIT_S = 1.0
 
 class NvmeTier:
     def __init__(
-        self, paths: Sequence[Path], capacity: int, arena_address: int, *, io: str = "auto", map_bytes_max: int = 0
+        self,
+        paths: Sequence[Path],
+        capacity: int,
+        arena_address: int,
+        *,
+        io: str = "auto",
+        map_bytes_max: int = 0,
+        root: bytes = b"",
     ) -> None:
         """`capacity`: bytes over all paths, one path a drive. `io`: "auto", "io_uring" or "threads". `map_bytes_max`:
-        limit of the catalogue's file, 0 for enough. DaemonError says what can't be used and which setting cures it."""
+        limit of the catalogue's file, 0 for enough. `root`: the secret that keys are made with; empty: that of those who
+        wrote here. DaemonError says what can't be used and which setting cures it."""
         self.arena_address = arena_address
         try:
             self._io = _native.FileIo(depth=IO_DEPTH, threads=IO_THREADS, backend=io)
@@ -61,6 +69,7 @@ class NvmeTier:
                 files.extent_bytes // SLOT_UNIT,
                 map_bytes_max,
                 store_is_new=files.is_new,
+                root=root,
             )
         except DaemonError:
             files.close()

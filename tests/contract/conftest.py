@@ -1,13 +1,18 @@
 """The tiers that the contract is tested against. To add one, add a factory to FACTORIES."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from contract.caller import Caller
 from contract.factories import GpuFactory, NvmeFactory, RemoteFactory
+from contract.served import Served, ServedFactory
+from contract.served_blocks import ServedBlocks
 from fake_cuda import build as fake_cuda
+from remote.kinds import KINDS
+from remote.servers import Absent
 from sim.tier_model_factory import TierModelFactory
 
 from kvtier import _native
@@ -20,10 +25,36 @@ FACTORIES = {
     "remote": RemoteFactory,  # in memory
     "model": TierModelFactory,  # the simulator's
 }
+SHORT = ("file", "valkey", "peer")  # how the others differ from these is tested in test_kinds.py
+SERVED = [pytest.param(name, marks=[] if name in SHORT else pytest.mark.long, id=f"remote-{name}") for name in KINDS]
 
 
-@pytest.fixture(params=FACTORIES)
-def factory(request):
+@pytest.fixture(scope="session")
+def served(tmp_path_factory) -> Iterator[Callable[[str], Served]]:
+    """The server of a kind, the same one for all tests."""
+    found: dict[str, Served] = {}
+    with ExitStack() as undone:
+
+        def served_by(name: str) -> Served:
+            if name not in found:
+                found[name] = Served(undone.enter_context(KINDS[name](tmp_path_factory.mktemp("r"))))
+                undone.callback(found[name].close)
+            return found[name]
+
+        yield served_by
+
+
+@pytest.fixture(params=[*FACTORIES, *SERVED])
+def factory(request, served):
+    if request.param in KINDS:
+        try:
+            server = served(request.param)
+            made = ServedBlocks(server) if server.kind.values else ServedFactory(server)
+        except Absent as reason:
+            pytest.skip(str(reason))
+        if isinstance(made, ServedBlocks):
+            request.addfinalizer(made.tidy)
+        return made
     if request.param == "nvme-io_uring" and _native.FileIo(depth=1, threads=1).backend != "io_uring":
         pytest.skip("no io_uring here")
     if request.param == "gpu" and fake_cuda.compiler() is None:
@@ -36,6 +67,12 @@ def a_tier_that_survives(factory):
     """What is lost with its process has nothing to say of crashes."""
     if not factory.survives:
         pytest.skip("a volatile tier")
+
+
+@pytest.fixture
+def a_tier_that_overwrites(factory):
+    if not getattr(factory, "overwrites", True):
+        pytest.skip("what is there under a key stays")
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ class NvmeFactory:
     """Makes NvmeTiers, one at a time, and the arena that they move bytes from and to."""
 
     survives, flush_fault, finds_by_keys = True, "", False
+    only_epoch_0 = False
 
     def __init__(self, drives: int = 1, io: str = "auto", **more) -> None:
         self.drives, self.more = drives, {"io": io, **more}
@@ -92,6 +93,7 @@ class GpuFactory:
     """Makes GpuTiers, one at a time, on the fake driver's first device."""
 
     survives, flush_fault, finds_by_keys = False, "volatile", False
+    only_epoch_0 = False
 
     def __init__(self) -> None:
         self._driver = _native.CudaDriver.open(str(fake_cuda.library()))
@@ -134,6 +136,7 @@ class RemoteFactory:
     recovered; what was written survives all the same, which test_seek.py looks at."""
 
     survives, flush_fault, finds_by_keys = False, "", True
+    only_epoch_0 = False
 
     def __init__(self) -> None:
         self._arena = mmap.mmap(-1, ARENA_BYTES)

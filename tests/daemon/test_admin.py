@@ -1,41 +1,24 @@
 """The admin API of a real kvtierd: what is said of sessions happens to their blocks, in RAM and on drives."""
 
-import itertools
-import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
+from admin_caller import caller_of, is_served, listed
 from arena_bytes import content_of
-from chat import BLOCK, Chat, nvme_settings
+from chat import BLOCK, Chat, nvme_settings, save, turn
 from kvtierd import PATIENCE_S, KVTierd, eventually, some_keys
 
 from kvtier import observer, protocol
 from kvtier.admin import default_admin_socket
 from kvtier.admin.caller import AdminCaller
-from kvtier.block import KEY_BYTES, unpack_keys
+from kvtier.block import unpack_keys
 from kvtier.errors import DaemonError
 
-REQUESTS = itertools.count()
 TENANT = bytes(range(16))
-
-
-def caller_of(daemon: KVTierd) -> AdminCaller:
-    """Once there is somebody to call: gRPC is loaded after engines are served."""
-    path = default_admin_socket(daemon.socket)
-    eventually(lambda: is_served(path))
-    return AdminCaller(path, PATIENCE_S)
-
-
-def is_served(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(os.fspath(path)) == 0
 
 
 @pytest.fixture
@@ -49,38 +32,6 @@ def daemon(tmp_path: Path) -> Iterator[KVTierd]:
 def admin(daemon: KVTierd) -> Iterator[AdminCaller]:
     with caller_of(daemon) as caller:
         yield caller
-
-
-def turn(chat: Chat, session: str, keys: bytes, tenant: bytes = b"", **counts: int) -> None:
-    """One request of a session, from its begin to its end; it saves what isn't here yet."""
-    request = f"request {next(REQUESTS)}"
-    chat.engine.say(protocol.Begin(request, session, tenant, "", counts))
-    save(chat, request, keys)
-    chat.engine.say(protocol.Touch(keys, request))
-
-
-def save(chat: Chat, request: str, keys: bytes) -> list[int]:
-    """What the request computes; the slots that it filled."""
-    found = chat.engine.ask(protocol.Lookup(7, keys, request=request), answer=protocol.Found)
-    here = np.frombuffer(found.slots, "<u4") < 2**32 - 2
-    chat.engine.say(protocol.Release(7, int(here.sum())))
-    before, filled = bytes(KEY_BYTES), []
-    for key, is_here in zip(unpack_keys(keys), here.tolist(), strict=True):
-        if not is_here:
-            while not chat.engine.lent:
-                lend = chat.engine.hear(protocol.Lend)
-                chat.engine.lent += np.frombuffer(lend.slots, "<u4").tolist()
-            slot = chat.engine.lent.pop(0)
-            chat.arena.write(slot, content_of(key, BLOCK))
-            chat.engine.say(protocol.Commit(key, np.array([slot], "<u4").tobytes(), before, request))
-            filled.append(slot)
-        before = key
-    return filled
-
-
-def listed(admin: AdminCaller, session: str) -> dict[str, Any]:
-    (row,) = [row for row in admin.sessions()[0] if row["session"] == session]
-    return row
 
 
 # --- what there is -------------------------------------------------------------------------------------------
@@ -164,7 +115,7 @@ def test_pins_are_held_to_the_quota_that_is_set(tmp_path):
 
 def test_what_is_forgotten_is_zeroed_in_ram_and_on_the_drive(daemon, admin):
     with Chat(daemon) as chat:
-        request = f"request {next(REQUESTS)}"
+        request = "the one"
         chat.engine.say(protocol.Begin(request, "mine"))
         slots = save(chat, request, some_keys(3))
         chat.engine.say(protocol.Touch(some_keys(3), request))

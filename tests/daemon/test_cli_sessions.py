@@ -5,22 +5,17 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import termios
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
-from unittest.mock import patch
 
 import pytest
 from kvtierd import SLOT, Engine, KVTierd, eventually, some_keys
-from terminal import Terminal, run
+from terminal import Terminal, run, run_here
 
 from kvtier import protocol
 from kvtier.admin import default_admin_socket
 from kvtier.admin.caller import AdminCaller
 from kvtier.block import KEY_BYTES
-from kvtier.cli.main import main
 from kvtier.errors import DaemonError
 
 TENANT = bytes(range(16))
@@ -55,14 +50,8 @@ def sessions_of(daemon: KVTierd) -> list[dict]:
 
 def kvtier(*words: object) -> tuple[int, str, str]:
     """Exit status, and what it prints to either."""
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", ["kvtier", *map(str, words)]):
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-    return status, out.getvalue(), err.getvalue()
+    ended = run_here("kvtier", *words)
+    return ended.returncode, ended.stdout, ended.stderr
 
 
 def told(daemon: KVTierd, *words: object) -> list[str]:

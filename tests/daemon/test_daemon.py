@@ -42,7 +42,7 @@ def test_it_says_its_version():
 
 def test_the_printed_settings_are_toml_with_every_option_at_its_default(tmp_path):
     printed = run("--print-config").stdout
-    tables = ("server", "admin", "cpu", "gpu", "lend", "lease", "policy", "nvme", "cost", "log")
+    tables = ("server", "admin", "cpu", "gpu", "lend", "lease", "policy", "nvme", "remote", "peer", "cost", "log")
     assert tomllib.loads(printed) == {table: {} for table in tables}
     # With the marks taken away they are a file that kvtierd takes, and that changes nothing.
     active = "\n".join(line[1:] if line.startswith("#") and line[1:2].isalpha() else line for line in printed.split("\n"))

@@ -123,6 +123,21 @@ def test_it_says_what_was_assumed(shown, log):
         assert line.split()[-len(value.split()) :] == value.split()
 
 
+def test_the_remote_stands_behind_the_drives(shown, log):
+    matched = {"cpu": 8192, "nvme": 2048, "remote": 2048}
+    links = {"remote_latency_us": 1500, "remote_bytes_per_s": 2_500_000_000}
+    text = shown(explain, "--log", log(record(matched=matched, offered=matched, links=links, queued={"remote": 2**20})))
+    assert rows(text)["tokens"] == ["all", "cpu", "nvme", "remote"]
+    assert rows(text)["matched"][:4] == ["12,288", "8,192", "2,048", "2,048"]
+    for words, value in (
+        ("latency, remote to arena", "1.5 ms"),
+        ("bandwidth, remote to arena", "2.5 GB/s"),
+        ("reads of the remote ahead of it", "1 MiB"),
+    ):
+        (line,) = [line for line in text.splitlines() if line.startswith(words)]
+        assert line.split()[-2:] == value.split()
+
+
 def test_assumptions_that_the_page_knows_nothing_of_are_shown_all_the_same(shown, log):
     changed = record()
     changed["assumed"] |= {"tape_bytes_per_s": 2_500_000_000, "tape_queued_bytes": 3 * 1024**2, "odd": "x"}

@@ -245,8 +245,9 @@ def _environment(ranks: int, multiprocess: bool) -> dict[str, str]:
     # One core per rank: with more threads the arithmetic depends on how requests happen to be batched, and by
     # default vLLM takes one thread more when there is a connector.
     cores = sorted(os.sched_getaffinity(0))
+    first = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # engines side by side don't share one
     return os.environ | {
-        "VLLM_CPU_OMP_THREADS_BIND": "|".join(str(cores[i % len(cores)]) for i in range(ranks)),
+        "VLLM_CPU_OMP_THREADS_BIND": "|".join(str(cores[(first + i) % len(cores)]) for i in range(ranks)),
         "OMP_NUM_THREADS": "1",  # the binding alone leaves bf16 its two threads where the engine runs in the driver
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if multiprocess else "0",

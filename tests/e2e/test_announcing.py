@@ -46,7 +46,7 @@ def test_what_a_client_says_is_said_to_kvtierd_before_the_question():
     asked_before = []
     engine.client.begin = lambda *words, **more: asked_before.append((len(engine.client.asked), words, more))
     engine.arrive()
-    counts = {"end": 1, "pin": 1, "no_disk": 1, "expect_return_ms": 2500, "ttl_ms": 60_000}
+    counts = {"end": 1, "pin": 1, "no_disk": 1, "no_remote": 1, "expect_return_ms": 2500, "ttl_ms": 60_000}
     more = {"session": "a chat", "tenant": b"", "tool": "search", "counts": counts}
     assert asked_before == [(0, ("request", engine.now), more)]
     assert len(engine.client.asked) == 1

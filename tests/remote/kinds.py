@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from remote.mooncake_servers import Mooncake
 from remote.servers import SECRET_KEY, Cluster, Redis, SeaweedFS, Server, redis_program, valkey_program
 
 from kvtier.tiers.remote import open_remote
@@ -22,9 +23,22 @@ T = TypeVar("T")
 class Kind:
     url: str
     settings: dict[str, object] = field(default_factory=dict)
-    server: Server | Cluster | None = None
+    server: Server | Cluster | Mooncake | None = None
     wrong: dict[str, object] | None = None  # settings that are refused
     keeps: bool = True  # what it has, when it is killed
+    values: "type[Value] | None" = None  # what it takes, if it doesn't take any
+    overwrites: bool = True  # what is there
+    is_direct: bool = False  # values take another way than that to the server in its URL
+    start_s: float = 0.0  # that its client may take to begin anew, on a busy machine
+
+    def value(self, size: int) -> "Value":
+        """About so many bytes of body."""
+        return (self.values or Value).random(size)
+
+    def length(self, size: int) -> int:
+        """Of such a value, header and body."""
+        value = self.value(size)
+        return len(value.into_header) + len(value.body)
 
     def run(self, test: Callable[[Remote], Awaitable[T]], **settings: object) -> T:
         """A remote of its own for a coroutine, on a loop of its own."""
@@ -62,6 +76,25 @@ def seaweedfs(folder: Path) -> Iterator[Kind]:
 
 
 @contextmanager
+def mooncake(folder: Path) -> Iterator[Kind]:
+    with Mooncake(folder) as servers:
+        yield Kind(servers.url, {}, servers, keeps=False, overwrites=False, is_direct=True, start_s=2.0)
+
+
+@contextmanager
+def peer(folder: Path, with_tls: bool) -> Iterator[Kind]:
+    from remote.peer_server import BlockValue, PeerServer
+
+    with PeerServer(folder, with_tls) as server:
+        wrong = None
+        if server.authority is not None:
+            stranger = server.authority.sign("stranger")  # its certificate is good, and gives it no right
+            wrong = {"cert_file": str(stranger.certificate), "key_file": str(stranger.key)}
+        settings = server.settings_of()
+        yield Kind(server.url, settings, server, wrong, keeps=False, values=BlockValue, overwrites=False)
+
+
+@contextmanager
 def local(folder: Path) -> Iterator[Kind]:
     yield Kind(f"file://{folder}/objects")
 
@@ -74,6 +107,9 @@ KINDS = {
     "valkey-cluster": lambda folder: cluster(folder, valkey_program()),
     "redis-cluster": lambda folder: cluster(folder, redis_program()),
     "s3-seaweedfs": seaweedfs,
+    "mooncake": mooncake,
+    "peer": lambda folder: peer(folder, with_tls=False),
+    "peer-tls": lambda folder: peer(folder, with_tls=True),
     "file": local,
 }
 
@@ -98,8 +134,11 @@ class Value:
     def random(cls, size: int) -> "Value":
         return cls(os.urandom(HEADER), bytearray(os.urandom(size)), bytearray(HEADER), bytearray(size))
 
+    def head(self, name: str) -> bytes:
+        return self.header
+
     async def put(self, remote: Remote, name: str) -> None:
-        await remote.put(name, self.header, memoryview(self.body))
+        await remote.put(name, self.head(name), memoryview(self.body))
 
     async def get(self, remote: Remote, name: str) -> bool:
         return await remote.get(name, memoryview(self.into_header), memoryview(self.into_body))

@@ -12,6 +12,8 @@
         proxy.flap(1.0)         so many times a second: half the time as reset(), half the time well
         proxy.heal()            all is well again; connections that are in a blackhole hear what they missed
 
+A server on a unix socket is named by its path alone; the proxy's own path is `proxy.path` then.
+
 Switches add up; each takes effect on open connections at once, and returns when it has. Randomness is seeded.
 """
 
@@ -22,6 +24,7 @@ import struct
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 PIECE_BYTES = 64 * 1024
@@ -30,16 +33,17 @@ AT_ONCE_S = 0.02  # of its rate, that a throttle lets pass in one go
 
 
 class FaultProxy:
-    def __init__(self, host: str, port: int, seed: int = 0) -> None:
-        self._server = host, port
+    def __init__(self, host: str, port: int = 0, seed: int = 0) -> None:
+        self._host, self._server_port = host, port
+        self.path = "" if port else f"{host}.proxy"
+        self.port = 0
         self._random = random.Random(seed)
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._flapping: asyncio.Task[None] | None = None
         self._well()
         self.connections = self.flipped = self.failed = 0  # since the start
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
+        self._listener = self._bound()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._thread.start()
@@ -108,6 +112,19 @@ class FaultProxy:
         self._passes.set()
         self._free_at = 0.0  # when the throttled line is free
 
+    def _bound(self) -> socket.socket:
+        if self.path:
+            Path(self.path).unlink(missing_ok=True)
+            return socket.create_server(self.path, family=socket.AF_UNIX)
+        bound = socket.create_server(("127.0.0.1", self.port))
+        self.port = bound.getsockname()[1]
+        return bound
+
+    async def _to_server(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.path:
+            return await asyncio.open_unix_connection(self._host)
+        return await asyncio.open_connection(self._host, self._server_port)
+
     async def _listen(self) -> None:
         self._acceptor = await asyncio.start_server(self._accept, sock=self._listener)
 
@@ -119,7 +136,7 @@ class FaultProxy:
         self._well()
         passes.set()  # for those who wait
         if self._acceptor is None:
-            self._listener = socket.create_server(("127.0.0.1", self.port))
+            self._listener = self._bound()
             await self._listen()
 
     async def _refuse(self) -> None:
@@ -164,7 +181,7 @@ class FaultProxy:
             if self._resets:
                 return link.reset()
             await self._passes.wait()
-            far_reader, far_writer = await asyncio.open_connection(*self._server)
+            far_reader, far_writer = await self._to_server()
             link.far = far_writer
             there = asyncio.create_task(self._pipe(link, reader, far_writer, from_client=True))
             back = asyncio.create_task(self._pipe(link, far_reader, writer, from_client=False))

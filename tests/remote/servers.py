@@ -133,6 +133,14 @@ def valkey_program() -> Path:
         raise Absent(str(error)) from None
 
 
+def redis_or_valkey() -> Path:
+    """Whichever there is."""
+    try:
+        return valkey_program()
+    except Absent:
+        return redis_program()
+
+
 def has_tls(program: Path) -> bool:
     return b"libssl" in subprocess.run(["ldd", program], stdout=subprocess.PIPE, check=False).stdout
 
@@ -283,9 +291,9 @@ class SeaweedFS(Server):
                  "s3.port", "s3.port.grpc", "admin.port", "admin.port.grpc")  # fmt: skip
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.identities = folder / "s3.json"
-        self._allow(["Admin", "Read", "Write", "List", "Tagging"])
+        self.allow(["Admin", "Read", "Write", "List", "Tagging"])
 
-    def _allow(self, actions: list[str]) -> None:
+    def allow(self, actions: list[str]) -> None:
         login = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
         self.identities.write_text(json.dumps({"identities": [{"name": "t", "credentials": [login], "actions": actions}]}))
 

@@ -2,11 +2,14 @@
 
 import asyncio
 import itertools
+import stat
 import time
 
 import pytest
-from remote.kinds import Value, name_of
+from remote.kinds import name_of
 
+from kvtier.errors import ConfigError
+from kvtier.tiers.remote import open_remote
 from kvtier.tiers.remote.base import CALLS_MAX, NAMES_MAX, Corrupt, Refused, RemoteError
 
 MIB = 1 << 20
@@ -37,7 +40,7 @@ async def eventually_serves(remote, value, name, within=20.0):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_bytes_come_back(kind, name, size):
-    value = Value.random(size)
+    value = kind.value(size)
 
     async def there_and_back(remote):
         await value.put(remote, name)
@@ -48,22 +51,25 @@ def test_the_bytes_come_back(kind, name, size):
 
 
 def test_a_value_may_be_any_part_of_a_larger_memory(kind, name):
-    memory = memoryview(bytearray(range(256)) * 8192)
-    header = bytearray(8)
+    value = kind.value(70_000)
+    size, memory = len(value.body), memoryview(bytearray(range(256)) * 8192)
+    head = value.head(name)
+    memory[MIB : MIB + size] = value.body
+    header = bytearray(len(head))
 
     async def there_and_back(remote):
-        await remote.put(name, b"a header", memory[MIB : MIB + 70_000])
-        return await remote.get(name, memoryview(header), memory[100 : 100 + 70_000])
+        await remote.put(name, head, memory[MIB : MIB + size])
+        return await remote.get(name, memoryview(header), memory[100 : 100 + size])
 
     assert kind.run(there_and_back)
-    assert header == b"a header"
-    assert memory[100 : 100 + 70_000] == memory[MIB : MIB + 70_000]
+    assert header == head
+    assert memory[100 : 100 + size] == value.body
     assert memory[:100] == bytes(range(100)), "not a byte before it"
-    assert memory[70_100:70_200] == bytes(i % 256 for i in range(70_100, 70_200)), "and none behind"
+    assert memory[100 + size : 200 + size] == bytes(i % 256 for i in range(100 + size, 200 + size)), "and none behind"
 
 
 def test_what_is_not_there_is_no_error(kind, name):
-    value = Value.random(1000)
+    value = kind.value(1000)
 
     async def look(remote):
         assert await remote.lengths([name]) == [None]
@@ -80,16 +86,16 @@ def test_lengths_are_told_in_the_order_of_the_names(kind):
 
     async def write_every_third(remote):
         for number, each in enumerate(names[::3]):
-            await Value.random(number).put(remote, each)
+            await kind.value(number).put(remote, each)
         return await remote.lengths(names)
 
     found = kind.run(write_every_third)
-    assert found == [128 + number // 3 if number % 3 == 0 else None for number in range(60)]
+    assert found == [kind.length(number // 3) if number % 3 == 0 else None for number in range(60)]
 
 
 def test_as_many_names_as_one_call_may_have(kind):
     names = [name_of(next(numbers)) for _ in range(NAMES_MAX)]
-    last = Value.random(5)
+    last = kind.value(5)
 
     async def look(remote):
         await last.put(remote, names[-1])
@@ -97,24 +103,24 @@ def test_as_many_names_as_one_call_may_have(kind):
         await remote.delete(names)
         return found, await remote.lengths(names[-2:])
 
-    assert kind.run(look) == ([None] * (NAMES_MAX - 1) + [133], [None, None])
+    assert kind.run(look) == ([None] * (NAMES_MAX - 1) + [kind.length(5)], [None, None])
 
 
 def test_the_last_that_was_put_counts(kind, name):
-    first, second = Value.random(5000), Value.random(9000)
+    first, second = kind.value(5000), kind.value(9000)
 
     async def overwrite(remote):
         await first.put(remote, name)
         await second.put(remote, name)
-        return await second.get(remote, name)
+        return await (second if kind.overwrites else first).get(remote, name)
 
     assert kind.run(overwrite)
-    assert second.came_back
+    assert (second if kind.overwrites else first).came_back
 
 
 def test_what_was_deleted_is_gone_and_nothing_else(kind):
     gone, stays = name_of(next(numbers)), name_of(next(numbers))
-    value = Value.random(100)
+    value = kind.value(100)
 
     async def delete(remote):
         await value.put(remote, gone)
@@ -122,12 +128,12 @@ def test_what_was_deleted_is_gone_and_nothing_else(kind):
         await remote.delete([gone, name_of(next(numbers))])
         return await remote.lengths([gone, stays]), await value.get(remote, gone), await value.get(remote, stays)
 
-    assert kind.run(delete) == ([None, 228], False, True)
+    assert kind.run(delete) == ([None, kind.length(100)], False, True)
 
 
 @pytest.mark.parametrize("written", [0, 3, 1000, 1999, 2001, MIB])
 def test_a_value_of_another_length_is_corrupt_and_the_next_is_read_well(kind, name, written):
-    wrong, right, other = Value.random(written), Value.random(2000), name_of(next(numbers))
+    wrong, right, other = kind.value(written), kind.value(2000), name_of(next(numbers))
 
     async def look(remote):
         await right.put(remote, other)
@@ -141,7 +147,7 @@ def test_a_value_of_another_length_is_corrupt_and_the_next_is_read_well(kind, na
 
 
 def test_many_at_once(kind):
-    values = {name_of(next(numbers)): Value.random(1000 * number) for number in range(CALLS_MAX)}
+    values = {name_of(next(numbers)): kind.value(1000 * number) for number in range(CALLS_MAX)}
 
     async def all_at_once(remote):
         await asyncio.gather(*(value.put(remote, each) for each, value in values.items()))
@@ -156,10 +162,10 @@ def test_many_at_once(kind):
 
 @pytest.mark.parametrize("beside", [0, 2])
 def test_a_deadline_at_any_moment_leaves_the_memory_alone_and_the_remote_usable(kind, name, beside):
-    value = Value.random(2 * MIB)
+    value = kind.value(2 * MIB)
 
     async def read_for_ever(remote):
-        other = Value.random(2 * MIB)
+        other = kind.value(2 * MIB)
         while True:
             await other.get(remote, name)
 
@@ -189,7 +195,7 @@ def test_a_deadline_at_any_moment_leaves_the_memory_alone_and_the_remote_usable(
 
 
 def test_a_put_that_is_cut_off_leaves_the_former_value_or_the_new_one(kind, name):
-    former, new = Value.random(2 * MIB), Value.random(2 * MIB)
+    former, new = kind.value(2 * MIB), kind.value(2 * MIB)
 
     async def interrupt(remote):
         for step in range(12):
@@ -212,7 +218,7 @@ def test_a_put_that_is_cut_off_leaves_the_former_value_or_the_new_one(kind, name
 def test_a_wrong_password_is_refused(kind, name):
     if kind.wrong is None:
         pytest.skip("it has no passwords")
-    value = Value.random(100)
+    value = kind.value(100)
     secrets = {*kind.wrong.values(), *(kind.settings[setting] for setting in kind.wrong)}
 
     async def try_all(remote):
@@ -225,7 +231,7 @@ def test_a_wrong_password_is_refused(kind, name):
 
 
 def test_a_server_that_was_killed_is_an_error_until_it_is_back(kind, server, name):
-    value = Value.random(100_000)
+    value = kind.value(100_000)
 
     async def outlive(remote):
         await value.put(remote, name)
@@ -253,7 +259,7 @@ def test_a_server_that_was_killed_is_an_error_until_it_is_back(kind, server, nam
 
 
 def test_a_deadline_holds_when_the_server_is_frozen_and_it_serves_again_when_it_thaws(kind, server, name):
-    value = Value.random(2 * MIB)
+    value = kind.value(2 * MIB)
 
     async def outlive(remote):
         await value.put(remote, name)
@@ -276,7 +282,7 @@ def test_a_deadline_holds_when_the_server_is_frozen_and_it_serves_again_when_it_
 
 
 def test_deadlines_hold_for_many_at_once_when_the_server_is_frozen(kind, server, name):
-    values = [Value.random(2 * MIB) for _ in range(8)]
+    values = [kind.value(2 * MIB) for _ in range(8)]
 
     async def outlive(remote):
         await values[0].put(remote, name)
@@ -312,3 +318,12 @@ def test_closing_does_not_wait_for_a_frozen_server(kind, server, name):
         return time.monotonic()
 
     assert time.monotonic() < kind.run(ask) + 2
+
+
+def test_a_folder_is_made_for_its_owner_alone(tmp_path):
+    pytest.importorskip("obstore")
+    open_remote(f"file://{tmp_path}/shared/objects", {})
+    assert stat.S_IMODE((tmp_path / "shared" / "objects").stat().st_mode) == 0o700
+    with pytest.raises(ConfigError, match="File exists"):
+        (tmp_path / "file").touch()
+        open_remote(f"file://{tmp_path}/file", {})

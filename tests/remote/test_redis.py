@@ -1,6 +1,7 @@
 """What only Redis and Valkey do: full memory, replicas, slots that move, and peers that are no Redis at all."""
 
 import asyncio
+import contextlib
 import socket
 import threading
 
@@ -9,9 +10,11 @@ from remote.kinds import Kind, Value, name_of
 from remote.servers import Absent, Cluster, Redis, valkey_program
 
 from kvtier.errors import ConfigError
-from kvtier.tiers.remote import open_remote
-from kvtier.tiers.remote.base import Full, Refused, Unreachable
-from kvtier.tiers.remote.redis_cluster import slot_of
+from kvtier.tiers.remote import open_remote, redis_cluster
+from kvtier.tiers.remote.base import Corrupt, Full, Refused, Unreachable
+from kvtier.tiers.remote.redis_cluster import slot_of, slots_of
+from kvtier.tiers.remote.resp import REPLY_BYTES_MAX
+from kvtier.tiers.remote.wire import Address
 
 MIB = 1 << 20
 
@@ -77,13 +80,15 @@ def test_a_replica_takes_no_writes_and_serves_reads(valkey, tmp_path):
 
 def test_a_name_that_is_somebody_elses_list_is_not_taken_for_a_value(valkey, tmp_path):
     async def look(remote):
+        await Value.random(10).put(remote, name_of(2))
         server.say("RPUSH", f"kvtier/{name_of(1)}", "x")
         return await asyncio.gather(
-            remote.lengths([name_of(1)]), Value.random(10).get(remote, name_of(1)), return_exceptions=True
+            remote.lengths([name_of(1), name_of(2)]), Value.random(10).get(remote, name_of(1)), return_exceptions=True
         )
 
     with Redis(tmp_path, valkey) as server:
-        assert [type(error).__name__ for error in Kind(server.url).run(look)] == ["Corrupt", "Corrupt"]
+        lengths, error = Kind(server.url).run(look)
+    assert lengths == [None, 138] and isinstance(error, Corrupt)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +118,31 @@ def test_a_peer_that_is_no_redis_is_unreachable(said):
         Kind(f"redis://127.0.0.1:{listening.getsockname()[1]}").run(ask)
         listening.shutdown(socket.SHUT_RDWR)
     thread.join()
+
+
+def test_a_reply_without_an_end_ends(tmp_path):
+    """All that is there already is read without waiting: no deadline would ever have its turn."""
+    sent = 0
+
+    def answer(listening):
+        nonlocal sent
+        peer, _ = listening.accept()
+        with peer, contextlib.suppress(OSError):
+            peer.sendall(b"*65536\r\n")
+            while sent < 16 * REPLY_BYTES_MAX:
+                peer.sendall(b"*10000\r\n" + b":0\r\n" * 10_000)
+                sent += 40_000
+
+    async def ask(remote):
+        with pytest.raises(Unreachable):
+            await remote.lengths([name_of(1)])
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer, args=(listening,), daemon=True)
+        thread.start()
+        Kind(f"redis://127.0.0.1:{listening.getsockname()[1]}").run(ask)
+    thread.join()
+    assert sent < 8 * REPLY_BYTES_MAX
 
 
 # --- clusters ----------------------------------------------------------------------------------------------------
@@ -204,6 +234,58 @@ def test_a_frozen_node_holds_up_nobody_elses_calls(cluster, kind):
         kind.run(outlive)
     finally:
         frozen.thaw()
+
+
+def test_a_name_that_can_not_be_one_is_unreachable_and_is_asked_again(monkeypatch):
+    monkeypatch.setattr(redis_cluster, "REFRESH_S", 0.0)
+
+    async def ask_twice(remote):
+        for _ in range(2):
+            with pytest.raises(Unreachable, match="label"):
+                await remote.lengths([name_of(1)])
+
+    Kind(f"redis+cluster://{'a' * 70}:1").run(ask_twice)
+
+
+def test_a_map_that_breaks_ends_no_later_one(monkeypatch):
+    monkeypatch.setattr(redis_cluster, "REFRESH_S", 0.0)
+    maps = []
+
+    def broken(reply, asked):
+        maps.append(asked)
+        raise RuntimeError("nobody thought of this")
+
+    async def ask_twice(remote):
+        remote._node(Address("127.0.0.1", 1)).ask = lambda commands: answer()
+        for _ in range(2):
+            with pytest.raises(Unreachable):
+                await remote.lengths([name_of(1)])
+
+    async def answer():
+        return [[]]
+
+    monkeypatch.setattr(redis_cluster, "slots_of", broken)
+    Kind("redis+cluster://127.0.0.1:1").run(ask_twice)
+    assert len(maps) == 2
+
+
+def test_no_slot_is_named_twice():
+    rows = [[0, 16383, [b"a", 1]], [0, 16383, [b"b", 1]]]
+    assert set(slots_of(rows[:1], Address("x", 1))) == {Address("a", 1)}
+    with pytest.raises(Unreachable, match="twice"):
+        slots_of(rows, Address("x", 1))
+
+
+def test_a_cluster_names_so_many_nodes_and_no_more(monkeypatch):
+    monkeypatch.setattr(redis_cluster, "NODES_MAX", 2)
+
+    async def know(remote):
+        for port in (1, 2, 1):
+            remote._node(Address("127.0.0.1", port))
+        with pytest.raises(Unreachable, match="more than 2 nodes"):
+            remote._node(Address("127.0.0.1", 3))
+
+    Kind("redis+cluster://127.0.0.1:1").run(know)
 
 
 # --- URLs --------------------------------------------------------------------------------------------------------

@@ -1,78 +1,71 @@
-"""RemoteTier over real servers, behind a network that fails and beside signals: no wrong byte, and the breaker in time."""
+"""RemoteTier over real servers, behind a network that fails and beside signals: no wrong byte, and the breaker in time.
+
+Everywhere: what is read without a fault is right, every order is finished, and none twice (tier_bench.py, Orders).
+"""
 
 import random
-import select
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from remote.kinds import Kind, opened
-from remote.proxy import FaultProxy
-from remote.servers import Absent, SeaweedFS
+from remote.faulty import Network, behind_proxies, full, read_only
+from remote.kinds import Kind
+from remote.servers import LOOPBACK, Absent, Cluster
+from remote.tier_bench import WAIT_S, Orders
 
 from kvtier.block import KEY_BYTES, SLOT_UNIT, pack_keys
-from kvtier.tiers.remote import open_remote
-from kvtier.tiers.remote.breaker import FAILURES_MAX, SILENT_S
-from kvtier.tiers.remote.remote import RemoteTier
-from kvtier.transfer import Demote, Finished, Promote, Remember, Seek, Transfer
+from kvtier.tiers.remote import envelope, open_remote
+from kvtier.tiers.remote import remote as remote_module
+from kvtier.tiers.remote.breaker import FAILURES_MAX, Breaker
+from kvtier.tiers.remote.redis import key_of
+from kvtier.tiers.remote.redis_cluster import slot_of
+from kvtier.tiers.remote.remote import Deadlines, RemoteTier
+from kvtier.transfer import Demote, Erase, Finished, Promote, Remember, Seek
 
-UNITS, BLOCKS, SLOTS = 32, 8, 16  # 2 MiB a block
+UNITS, BLOCKS = 16, 8  # 1 MiB a block
 SIZE = UNITS * SLOT_UNIT
-WAIT_S = 30.0
-RECOVERY_S = 5.5  # five, and a loaded machine
+DIGEST = b"\x0d" * envelope.DIGEST_BYTES
 KEYS = [bytes([n]) * KEY_BYTES for n in range(BLOCKS)]
+NAMES = [envelope.name_of(DIGEST, key) for key in KEYS]
 BODIES = [np.frombuffer(random.Random(n).randbytes(SIZE), np.uint8) for n in range(BLOCKS)]
+WELL, NOT_ANSWERED = {""}, {"", "unreachable"}
+
+# All times as shipped, divided by about three: there are many kinds. test_recovery.py has the real ones.
+SILENT_S, PROBE_EVERY_S = 0.7, 0.4
+DEADLINES = Deadlines(short_s=0.4, value_s=1.0)
+RECOVERY_S = 5.0  # as promised
+LOADED_S = 1.0  # that a machine with other tests on it may be late
 
 
-def port_of(kind: Kind) -> int:
-    server = kind.server
-    return server.ports["s3.port"] if isinstance(server, SeaweedFS) else server.port
+class Bench(Orders):
+    """A tier over a kind's server behind its network, with blocks that are there."""
 
-
-class Bench:
-    """A tier, the way to its server, and blocks that are there."""
-
-    def __init__(self, kind: Kind, proxy: FaultProxy) -> None:
-        self.kind, self.proxy = kind, proxy
-        port = str(port_of(kind))
-        settings = {name: text.replace(port, str(proxy.port)) if isinstance(text, str) else text
-                    for name, text in kind.settings.items()}  # fmt: skip
-        self.arena = np.zeros(SLOTS * SIZE, np.uint8)
-        self.tier = RemoteTier(open_remote(kind.url.replace(port, str(proxy.port)), settings), self.arena)
-        self.ticket = 0
-        self.slowest = 0.0  # s: an order
-        self.do(Remember(0, b"\x0d" * 32, 7, 0))
-
-    def do(self, *orders: Transfer) -> list[Finished]:
-        begun, done = time.monotonic(), []
-        for order in orders:
-            self.tier.start(order)
-        while len(done) < len(orders):
-            assert select.select([self.tier.fileno()], [], [], WAIT_S)[0], "never finished"
-            done += self.tier.poll()
-        self.slowest = max(self.slowest, time.monotonic() - begun)
-        return sorted(done, key=lambda one: one.ticket)
-
-    def next(self) -> int:
-        self.ticket += 1
-        return self.ticket
+    def __init__(self, network: Network) -> None:
+        kind = network.kind
+        self.network, self.server = network, kind.server
+        self.arena = np.zeros(2 * BLOCKS * SIZE, np.uint8)
+        breaker = Breaker(FAILURES_MAX, SILENT_S, PROBE_EVERY_S)
+        remote = open_remote(kind.url, kind.settings)
+        super().__init__(RemoteTier(remote, self.arena, deadlines=DEADLINES, breaker=breaker))
+        self.do(Remember(0, DIGEST, 7, 0))
 
     def write(self) -> list[str]:
         orders = []
-        for n in range(BLOCKS):
-            self.arena[n * SIZE : (n + 1) * SIZE] = BODIES[n]
+        for n, body in enumerate(BODIES):
+            self.arena[n * SIZE : (n + 1) * SIZE] = body
             orders.append(Demote(self.next(), KEYS[n], n * UNITS, 0, SIZE, 7, 0))
         return [done.fault for done in self.do(*orders)]
 
-    def read(self) -> list[str]:
+    def read(self, pause_s: float = 0.0) -> list[str]:
         """The fault of each; what has none is right."""
         self.arena[BLOCKS * SIZE :] = 0
-        done = self.do(*(Promote(self.next(), KEYS[n], (BLOCKS + n) * UNITS, 0, SIZE, 0, 7) for n in range(BLOCKS)))
+        orders = [Promote(self.next(), key, (BLOCKS + n) * UNITS, 0, SIZE, 0, 7) for n, key in enumerate(KEYS)]
+        done = sorted(self.do(*orders), key=lambda one: one.ticket)
         for n, one in enumerate(done):
             slot = self.arena[(BLOCKS + n) * SIZE : (BLOCKS + n + 1) * SIZE]
             assert one.fault or (slot == BODIES[n]).all(), "wrong bytes"
+        time.sleep(pause_s)
         return [one.fault for one in done]
 
     def seek(self) -> Finished:
@@ -93,93 +86,205 @@ class Bench:
             time.sleep(0.01)
         return time.monotonic() - begun
 
+    def until_well(self) -> None:
+        """All is there and can be read."""
+        until = time.monotonic() + WAIT_S
+        while not (set(self.write()) == set(self.read()) == WELL and self.seek().sizes == (SIZE,) * BLOCKS):
+            assert time.monotonic() < until
 
-@pytest.fixture(scope="module", params=["valkey", "s3-seaweedfs"])
-def kind(request, tmp_path_factory) -> Iterator[Kind]:
-    opening = opened(request.param, Path(tmp_path_factory.mktemp("r")))
-    try:
-        kind = opening.__enter__()
-    except Absent as reason:
-        pytest.skip(str(reason))
-    yield kind
-    opening.__exit__(None, None, None)
+
+@pytest.fixture(scope="module")
+def network(kind: Kind) -> Iterator[Network]:
+    with behind_proxies(kind) as made:
+        yield made
 
 
 @pytest.fixture
-def bench(kind) -> Iterator[Bench]:
-    with FaultProxy("127.0.0.1", port_of(kind)) as proxy:
-        made = Bench(kind, proxy)
-        assert set(made.write()) == {""} and made.seek().sizes == (SIZE,) * BLOCKS and set(made.read()) == {""}
+def bench(network) -> Iterator[Bench]:
+    made = Bench(network)
+    try:
+        made.until_well()
         yield made
-        kind.server.thaw()
-        proxy.heal()
-        made.tier.close()
+    finally:
+        if made.server is not None:
+            made.server.thaw()
+        network.set("heal")
+        made.close()
 
 
-def test_latency_is_waited_for(bench):
-    bench.proxy.latency(0.1)
-    assert bench.seek().sizes == (SIZE,) * BLOCKS and set(bench.read()) == {""}
+@pytest.fixture
+def faulty(bench) -> Bench:
+    if bench.server is None:
+        pytest.skip("no server and no network is behind it")
+    return bench
 
 
-@pytest.mark.parametrize("fault", ["blackhole", "frozen", "reset", "refuse"])
-def test_who_does_not_answer_is_left_alone_in_time_and_used_again_in_time(bench, fault):
-    server = bench.kind.server
-    server.freeze() if fault == "frozen" else getattr(bench.proxy, fault)()
-    assert bench.until_away() < SILENT_S + 0.7
+@pytest.fixture
+def nodes(bench) -> list:
+    if not isinstance(bench.server, Cluster):
+        pytest.skip("it is no cluster")
+    return bench.server.nodes
+
+
+# --- a network that fails ----------------------------------------------------------------------------------------
+
+
+def test_latency_is_waited_for(faulty):
+    faulty.network.set("latency", 0.03)
+    faulty.until_well()
+
+
+@pytest.mark.parametrize("fault", ["blackhole", "freeze", "reset"])
+def test_who_does_not_answer_is_left_alone_in_time_and_used_again_in_time(faulty, fault):
+    faulty.server.freeze() if fault == "freeze" else faulty.network.set(fault)
+    assert faulty.until_away() < SILENT_S + LOADED_S
     begun = time.monotonic()
-    assert set(bench.read()) == {"unreachable"} and bench.seek().fault == "unreachable"
-    assert time.monotonic() - begun < 0.1
-    time.sleep(0.5)
-    server.thaw()
-    bench.proxy.heal()
-    assert bench.until_back() < RECOVERY_S
-    assert set(bench.read()) == {""}
+    assert {*faulty.read(), *faulty.write(), faulty.seek().fault} == {"unreachable"}
+    assert time.monotonic() - begun < SILENT_S, "not even tried"
+    faulty.server.thaw()
+    faulty.network.set("heal")
+    assert faulty.until_back() < RECOVERY_S
+    assert set(faulty.read()) == WELL
 
 
-def test_a_remote_at_a_megabyte_a_second_holds_nobody_for_long(bench):
-    bench.proxy.throttle(1e6)
-    bench.slowest = 0.0
-    assert "unreachable" in bench.read()
-    assert bench.slowest < SILENT_S + 0.7
+def test_the_breaker_needs_no_more_failures_than_it_says(faulty):
+    faulty.network.set("reset")
+    assert {faulty.seek().fault for _ in range(FAILURES_MAX)} == {"unreachable"} and faulty.tier.is_away
 
 
-def test_flipped_bits_are_faults_and_never_wrong_bytes(bench):
-    bench.proxy.flip(0.05)
-    faults = [fault for _ in range(6) for fault in bench.read()]
-    assert bench.proxy.flipped and set(faults) <= {"", "corrupt", "gone", "unreachable"}
-    assert len([fault for fault in faults if fault]) > 0
+def test_what_is_on_its_way_when_the_answers_stop_is_cut_short(faulty):
+    faulty.network.set("throttle", 20e6)
+    orders = [Promote(faulty.next(), KEYS[n], (BLOCKS + n) * UNITS, 0, SIZE, 0, 7) for n in range(BLOCKS)]
+    faulty.start(*orders)
+    time.sleep(0.1)
+    faulty.server.freeze()
+    begun = time.monotonic()
+    assert {one.fault for one in faulty.wait(BLOCKS)} <= NOT_ANSWERED
+    assert time.monotonic() - begun < SILENT_S + LOADED_S
+    faulty.arena[BLOCKS * SIZE :] = 0
+    faulty.server.thaw()
+    faulty.network.set("heal")
+    faulty.until_back()
+    assert not faulty.arena[BLOCKS * SIZE :].any(), "an answer that comes late is nobody's"
 
 
-def test_five_percent_of_errors_are_few_faults(bench):
-    bench.proxy.errors(0.05)
-    faults = [fault for _ in range(20) for fault in bench.read()]
-    assert "" in faults and set(faults) <= {"", "unreachable"}
+def test_a_remote_at_a_megabyte_a_second_holds_nobody_for_long(faulty):
+    if faulty.network.kind.is_direct:
+        pytest.skip("its values don't come over the proxy")
+    faulty.network.set("throttle", 1e6)
+    faulty.slowest = 0.0
+    assert "unreachable" in faulty.read()
+    assert faulty.slowest < SILENT_S + LOADED_S
 
 
-def test_flapping_ends_every_order_in_time(bench):
-    bench.proxy.flap(1.0)
-    bench.slowest = 0.0
-    until = time.monotonic() + 4.0
+def test_flipped_bits_are_faults_and_never_wrong_bytes(faulty):
+    if faulty.network.kind.is_direct:
+        pytest.skip("its values don't come over the proxy")
+    faulty.network.set("flip", 0.05)
+    faults = [fault for _ in range(6) for fault in faulty.read(0.05)]
+    assert faulty.network.flipped and set(faults) <= {*NOT_ANSWERED, "corrupt", "gone"}
+    assert set(faults) != WELL
+
+
+def test_five_percent_of_errors_are_few_faults(faulty):
+    faulty.network.set("errors", 0.05)
+    faults, until = [], time.monotonic() + WAIT_S
+    for _ in range(12):
+        faults += faulty.read(0.02)
+    while "" not in faults:  # one error may cost it all connections
+        assert time.monotonic() < until
+        faults += faulty.read(0.02)
+    assert set(faults) <= NOT_ANSWERED
+
+
+def test_flapping_ends_every_order_in_time(faulty):
+    faulty.network.set("flap", 1.0)
+    faulty.slowest = 0.0
+    until = time.monotonic() + 1.8
     while time.monotonic() < until:
-        assert set(bench.read()) <= {"", "unreachable"}
-        time.sleep(0.02)
-    assert bench.slowest < SILENT_S + 0.7
-    bench.proxy.heal()
-    assert bench.until_back() < RECOVERY_S and set(bench.read()) == {""}
+        assert set(faulty.read(0.02)) <= NOT_ANSWERED
+    assert faulty.slowest < SILENT_S + LOADED_S
+    faulty.network.set("heal")
+    assert faulty.until_back() < RECOVERY_S
+    faulty.until_well()
 
 
-def test_a_server_that_is_killed_and_comes_back_is_used_again(bench):
-    server = bench.kind.server
-    server.kill()
-    assert bench.until_away() < SILENT_S + 0.7
-    server.start()
+# --- a server that is not well -----------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_killed_and_comes_back_is_used_again(faulty):
+    faulty.server.kill()
+    assert faulty.until_away() < SILENT_S + LOADED_S
+    faulty.server.start()
+    assert faulty.until_back() < RECOVERY_S
+    if faulty.network.kind.keeps:
+        assert set(faulty.read()) == WELL
+    faulty.until_well()
+
+
+def test_a_value_that_is_corrupt_is_deleted_and_counted(bench, network):
+    if not network.kind.overwrites:
+        pytest.skip("it takes no value that is damaged")
+    header = envelope.pack(envelope.Header(KEYS[3], SIZE, envelope.checksum_of(KEYS[3], BODIES[3]), DIGEST, 0))
+    damaged = BODIES[3].copy()
+    damaged[SIZE // 2] ^= 1
+    network.kind.run(lambda remote: remote.put(NAMES[3], header, damaged.data))
+    assert bench.read() == ["", "", "", "corrupt", "", "", "", ""]
+    assert bench.tier.state()["corrupt_blocks"] == 1 and not bench.tier.is_away
+    until = time.monotonic() + WAIT_S
+    while bench.seek().sizes[3]:
+        assert time.monotonic() < until, "it is still there"
+    assert bench.read() == ["", "", "", "gone", "", "", "", ""]
+
+
+@pytest.mark.parametrize(("change", "fault"), [(full, "full"), (read_only, "refused")])
+def test_a_remote_that_takes_no_writes_is_read_all_the_same(bench, network, monkeypatch, change, fault):
+    monkeypatch.setattr(remote_module, "RETRY_S", PROBE_EVERY_S)
+    changing = change(network.kind)
+    try:
+        changing.__enter__()
+    except Absent as reason:
+        pytest.skip(str(reason))
+    bench.until_back()
+    try:
+        assert set(bench.write()) == {fault} and bench.tier.read_only
+        for _ in range(FAILURES_MAX):
+            assert set(bench.read()) == WELL and bench.seek().sizes == (SIZE,) * BLOCKS
+            bench.write()
+        assert not bench.tier.is_away
+    finally:
+        changing.__exit__(None, None, None)
+    bench.until_well()
+    assert {one.fault for one in bench.do(*(Erase(bench.next(), 0, SIZE, key, 7) for key in KEYS))} == WELL
+
+
+# --- one node of a cluster ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["kill", "freeze"])
+def test_a_cluster_without_one_of_its_nodes_ends_every_order_in_time_and_serves_when_it_is_back(bench, nodes, fault):
+    getattr(nodes[1], fault)()
+    bench.slowest = 0.0
+    for _ in range(3):
+        assert set(bench.read()) <= NOT_ANSWERED
+        assert set(bench.write()) <= NOT_ANSWERED
+    assert bench.slowest < 2 * DEADLINES.of(SIZE) + LOADED_S, "writes: four at once"
+    nodes[1].start() if fault == "kill" else nodes[1].thaw()
+    bench.server.wait()
     assert bench.until_back() < RECOVERY_S
-    kept = (SIZE,) * BLOCKS if bench.kind.keeps else (0,) * BLOCKS
-    assert bench.seek().sizes == kept
-    assert set(bench.write()) == {""} and set(bench.read()) == {""}
+    bench.until_well()
 
 
-def test_the_breaker_needs_no_more_failures_than_it_says(bench):
-    bench.proxy.reset()
-    faults = [bench.seek().fault for _ in range(FAILURES_MAX)]
-    assert set(faults) == {"unreachable"} and bench.tier.is_away
+def test_slots_that_move_are_followed_while_blocks_are_read(bench, nodes):
+    for name in NAMES:
+        slot = slot_of(name)
+        at = slot * len(nodes) // 16384
+        source, target = nodes[at], nodes[(at + 1) % len(nodes)]
+        target.say("CLUSTER", "SETSLOT", str(slot), "IMPORTING", source.say("CLUSTER", "MYID"))
+        source.say("CLUSTER", "SETSLOT", str(slot), "MIGRATING", target.say("CLUSTER", "MYID"))
+        source.say("MIGRATE", LOOPBACK, str(target.port), key_of(name).decode(), "0", "5000")
+        assert set(bench.read()) == WELL
+        for node in (target, source):
+            node.say("CLUSTER", "SETSLOT", str(slot), "NODE", target.say("CLUSTER", "MYID"))
+        assert set(bench.read()) == WELL and bench.seek().sizes == (SIZE,) * BLOCKS
+    bench.until_well()

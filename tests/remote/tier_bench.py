@@ -1,4 +1,4 @@
-"""A RemoteTier over a remote in memory, for tests that look at both; with deadlines so short that a test is short too."""
+"""Orders of a RemoteTier, and what comes of them; and one over a remote in memory, for tests that look at both."""
 
 import select
 import time
@@ -20,15 +20,14 @@ SILENT_S, PROBE_S = 0.6, 0.3
 SHORT = Deadlines(0.25, 0.5)
 
 
-class Bench:
-    """A tier, the remote under it, and time that is measured."""
+class Orders:
+    """A tier, and what was ordered of it: each is finished, and none twice."""
 
-    def __init__(self, deadlines: Deadlines = SHORT, silent_s: float = SILENT_S) -> None:
-        self.remote = MemoryRemote()
-        self.arena = np.zeros(64 * SLOT_UNIT, np.uint8)
-        self.tier = RemoteTier(self.remote, self.arena, deadlines=deadlines, breaker=Breaker(3, silent_s, PROBE_S))
-        self.do(Remember(-1, DIGEST, 7, 0), Remember(-2, OTHER_DIGEST, 8, 0))
+    def __init__(self, tier: RemoteTier) -> None:
+        self.tier = tier
         self.ticket = 0
+        self.slowest = 0.0  # s, of those that were waited for together
+        self._open: set[int] = set()
 
     def next(self) -> int:
         self.ticket += 1
@@ -40,18 +39,48 @@ class Bench:
 
     def do_some(self, orders: Sequence[Transfer], n: int) -> list[Finished]:
         """The first n that are finished."""
+        begun = time.monotonic()
+        self.start(*orders)
+        done = self.wait(n)
+        self.slowest = max(self.slowest, time.monotonic() - begun)
+        return done
+
+    def start(self, *orders: Transfer) -> None:
         for order in orders:
+            self._open.add(order.ticket)
             self.tier.start(order)
-        return self.wait(n)
 
     def wait(self, n: int) -> list[Finished]:
         done: list[Finished] = []
         until = time.monotonic() + WAIT_S
         while len(done) < n:
             assert select.select([self.tier.fileno()], [], [], until - time.monotonic())[0], "never finished"
-            done += self.tier.poll()
-        assert all(one.fault in ("", *FAULTS) for one in done)
+            done += self.poll()
         return done
+
+    def poll(self) -> list[Finished]:
+        done = self.tier.poll()
+        for one in done:
+            assert one.fault in ("", *FAULTS)
+            self._open.remove(one.ticket)  # KeyError: finished twice, or never ordered
+        return done
+
+    def close(self) -> None:
+        """And nothing is left open."""
+        self.tier.close()
+        self.poll()
+        assert not self._open, "never finished"
+
+
+class Bench(Orders):
+    """With the remote under it, and deadlines that are short."""
+
+    def __init__(self, deadlines: Deadlines = SHORT, silent_s: float = SILENT_S) -> None:
+        self.remote = MemoryRemote()
+        self.arena = np.zeros(64 * SLOT_UNIT, np.uint8)
+        breaker = Breaker(3, silent_s, PROBE_S)
+        super().__init__(RemoteTier(self.remote, self.arena, deadlines=deadlines, breaker=breaker))
+        self.do(Remember(-1, DIGEST, 7, 0), Remember(-2, OTHER_DIGEST, 8, 0))
 
     def faults(self, *orders: Transfer) -> list[str]:
         return [done.fault for done in self.do(*orders)]

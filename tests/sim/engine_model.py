@@ -20,6 +20,7 @@ from .asking import Asking
 from .jobs import Job, Request
 
 if TYPE_CHECKING:
+    from .node import Node
     from .simulation import Namespace, Simulation
 
 ROOT = b"the daemon's root"
@@ -28,7 +29,7 @@ BUSY_UNTIL = 10.0  # simulated seconds in which engines begin requests and come 
 
 @dataclass(eq=False)
 class EngineModel:
-    sim: Simulation
+    sim: Simulation | Node
     name: str
     namespace: Namespace
     state: str = "away"
@@ -46,6 +47,7 @@ class EngineModel:
     version: str = ""  # of the weights: part of what each key means
     asking: Asking = field(init=False)
     _wire_free_at: float = 0.0
+    _is_bereft: bool = False  # its daemon has died, and it still drains
     _leases: itertools.count = field(default_factory=lambda: itertools.count(1))
     _tokens: itertools.count = field(default_factory=lambda: itertools.count(1))
 
@@ -68,7 +70,7 @@ class EngineModel:
         self.shared_secret = namespace_secret(ROOT, self.namespace.digest, epoch)
         self.secret = private_secret(self.shared_secret, self.token) if self.token else self.shared_secret
         # Engines of one epoch run the same weights; one that was reset has some of its own.
-        self.version = self.token.decode() or f"weights-{self.sim.expected.resets[self.namespace.digest]}"
+        self.version = self.token.decode() or self.sim.weights_of(self.namespace)
         if self.reset_due:
             self._send_reset()
         self.asking.begin_stay()
@@ -119,7 +121,8 @@ class EngineModel:
 
     def on_daemon_died(self) -> None:
         """Its slots and leases mean nothing any more. It comes back when its workers have finished."""
-        if self.state != "away":
+        if self.state != "away" and not self._is_bereft:
+            self._is_bereft = True
             self.state = "draining"
             self.open.clear()
             self.jobs.clear()
@@ -135,7 +138,7 @@ class EngineModel:
             return
         if life:
             self.sim.leave(self.name)
-        self.state = "away"
+        self.state, self._is_bereft = "away", False
         if self.sim.now < BUSY_UNTIL:
             self.sim.after(self.sim.delay(0.5), f"{self.name} comes back", self.start)
 
@@ -218,7 +221,7 @@ class EngineModel:
             self.on_answer(request.lease, answer)
             return
         self.asking.wait(request.lease)
-        if self.sim.chance(0.15):
+        if self.sim.chance(self.sim.reset_chance):
             mate = self.sim.random.choice([other for other in self.sim.engines if other.namespace is self.namespace])
             self.later(0.02, f"waits, {mate.name} resets", lambda: mate.state == "up" and mate.reset_cache())
 

@@ -129,7 +129,8 @@ class Expected(Room):
             self.below.used_again.update(key for key in keys if key in slot_of)
             wanted = self.below.mark(found, keys, skip, mine.is_chain)
         if ask.request:
-            end, waits = self.decisions.decide(asker, ask, keys, found, skip, mine, now)
+            resets = self.resets[mine.namespace]
+            end, waits = self.decisions.decide(asker, ask, keys, found, skip, mine, resets, now)
             found = [slot if slot == ABSENT or i < end else BELOW for i, slot in enumerate(found)]
             wanted = wanted if waits else []
         here = [slot for slot in found if slot < BELOW]

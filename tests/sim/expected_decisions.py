@@ -8,7 +8,7 @@ given, within what mode, hold-out and tiers that are off allow; all that must co
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,7 @@ class Overheard:
         def guessed(*question: object) -> list[Candidate]:
             """Loads seem to take any time."""
             loads = [(candidate, whims.choice((0.0, candidate.load_s, 99.0))) for candidate in candidates(*question)]
-            return [Candidate(c.tokens, load_s if c.tokens else 0.0, c.tier) for c, load_s in loads]
+            return [replace(c, load_s=load_s if c.tokens else 0.0) for c, load_s in loads]
 
         def impatient(asker: Asker, arrived: int, remaining_s: float, now: float) -> bool:
             keeps = keeps_waiting(asker, arrived, remaining_s, now)
@@ -95,15 +95,24 @@ class ExpectedDecisions:
     open: dict[tuple[str, str], Decided] = field(default_factory=dict)  # engine, request -> no outcome yet
     asked: dict[Asker, Decided] = field(default_factory=dict)  # not answered yet
     fetching: set[Asker] = field(default_factory=set)  # whose lease is not over
+    is_remote_away: bool = False  # there is one
     ended: list[tuple[str, str]] = field(default_factory=list)  # since the log took them
 
     # --- the question ----------------------------------------------------------------------------------------
 
     def decide(
-        self, asker: Asker, ask: Ask, keys: list[BlockKey], found: list[int], skip: int, joined: Joined, now: float
+        self,
+        asker: Asker,
+        ask: Ask,
+        keys: list[BlockKey],
+        found: list[int],
+        skip: int,
+        joined: Joined,
+        resets: int,
+        now: float,
     ) -> tuple[int, bool]:
-        """`found` as the tiers have it. How many of the first positions are offered if they are in RAM; whether what is
-        below is waited for."""
+        """`found` as the tiers have it; `resets` of the namespace. How many of the first positions are offered if they are
+        in RAM; whether what is below is waited for."""
         beyond = found[skip:]
         in_ram, matched = _run(slot < BELOW for slot in beyond), _run(slot != ABSENT for slot in beyond)
         tokens = float(joined.block_tokens)
@@ -118,7 +127,7 @@ class ExpectedDecisions:
         assert decision.matched == counted, f"matched are {counted} tokens, not {decision.matched}"
         self._judge_tier(tier, decision, in_ram, len(below))
         missing = [key for key, slot in zip(keys[skip:], beyond, strict=True) if slot == ABSENT]
-        self._judge_reason(decision, missing, joined.namespace, matched)
+        self._judge_reason(decision, missing, joined.namespace, matched, self.is_remote_away and not resets)
         decided = Decided(
             asker[0], ask, decision, skip, joined.is_chain, tokens, in_ram, decision.reason, decision.backlog_until
         )
@@ -143,12 +152,16 @@ class ExpectedDecisions:
         assert not tier or not is_held_out, "a held out request is offered something"
         assert tier not in self.overheard.refused, f"{tier} is off and is offered"
 
-    def _judge_reason(self, decision: Decision, missing: list[BlockKey], namespace: bytes, matched: int) -> None:
+    def _judge_reason(
+        self, decision: Decision, missing: list[BlockKey], namespace: bytes, matched: int, is_away: bool
+    ) -> None:
         reason, detail = "", ""
         other = self.witnesses.get(decision.ask.witness) if decision.ask.witness else None
         if missing:
             reason = "never_stored"
-            if missing[0] in self.ghosts:
+            if is_away:
+                reason = "remote_away"
+            elif missing[0] in self.ghosts:
                 reason, detail = "evicted", self.ghosts[missing[0]]
             elif other not in (None, namespace) and not matched:
                 reason, detail = "namespace_differs", f"namespace {other.hex()[:12]} has met them"

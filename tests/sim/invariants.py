@@ -31,8 +31,7 @@ def each_slot_is_in_one_place(store: BlockStore, expected: Expected, wiping: set
     dropped = [slot for slot in pinned if not store.ram.index.holds(slot)]
     free = [slot for slots in store.ram.slots._free.values() for slot in slots]
     shut = list(store.ram.slots._shut)
-    reads = store.lower.staging._reads.values() if store.lower is not None else ()
-    staged = [read.promote.slot for read in reads]
+    staged = [read.promote.slot for read in store.staging._reads.values()]
     unwiped = [slot for slot, _ in store.ram.to_wipe] + list(wiping)
     places = Counter(lent + blocks + dropped + free + shut + staged + unwiped)
     twice = [slot for slot, n in places.items() if n > 1]

@@ -81,7 +81,7 @@ def transfers_are_accounted(store: BlockStore, below: ExpectedBelow, drives: Dri
     assert set(lower._under_way) == set(below.under_way) == set(drives.tier.under_way), "what is under way"
     assert set(lower.demotions._writing) == {order.key for order in below.writes()}
     assert lower.demotions.writing_bytes == sum(order.size for order in below.writes()), "writing_bytes"
-    assert lower.staging.reading_bytes == sum(read.order.size for read in below.reads.values()), "reading_bytes"
+    assert lower.staging.reading_bytes("nvme") == sum(read.order.size for read in below.reads.values()), "reading_bytes"
     link = below.link
     assert link.queued_bytes == below.queued_bytes, "the link doesn't know what is queued"
     assert not link.queued_bytes or below.reads or below.waiting, "nothing is under way, and the link is busy"
@@ -95,13 +95,14 @@ def lookups_wait_for_what_they_should(store: BlockStore, below: ExpectedBelow) -
     assert list(waiting) == list(below.waiting), "which lookups wait"
     for asker, mine in waiting.items():
         theirs = below.waiting[asker]
-        assert [one.key for one in mine.to_read] == [one.key for one in theirs.to_read], "what is still to be read"
+        part = mine.parts["nvme"]
+        assert [one.key for one in part.to_read] == [one.key for one in theirs.to_read], "what is still to be read"
         assert mine.positions == theirs.positions and mine.until == theirs.until, "what a lookup waits for"
-        assert mine.moved_at == theirs.moved_at, "when something moved for it"
+        assert part.moved_at == theirs.moved_at, "when something moved for it"
         assert mine.answer.tolist() == theirs.answer, "how a lookup would be answered"
         assert mine.positions, "a lookup waits for nothing"
         being_read = {read.order.key for read in below.reads.values()}
-        assert set(mine.positions) <= being_read | {one.key for one in mine.to_read}, "nobody reads for a lookup"
+        assert set(mine.positions) <= being_read | {one.key for one in part.to_read}, "nobody reads for a lookup"
     assert not store.lower.staging.arrived, "somebody was not told"
 
 

@@ -107,7 +107,7 @@ def reset_forgets_the_epoch(store: BlockStore) -> None:
 
     def reset(engine, namespace):
         sound(engine, namespace)
-        store._namespaces[namespace].epoch -= 1
+        store.namespaces[namespace].epoch -= 1
 
     store.reset = reset
 

@@ -14,6 +14,9 @@ class Blind(dict):
     def __contains__(self, item: object) -> bool:
         return False
 
+    def get(self, item: object, otherwise: object = None) -> object:
+        return otherwise
+
 
 def lie_about_faults(store: BlockStore, kind: type) -> None:
     """Whatever failed, this kind of order is taken for done."""
@@ -30,7 +33,7 @@ def lie_about_faults(store: BlockStore, kind: type) -> None:
 def pinned_otherwise(store: BlockStore, **how: Callable) -> None:
     """What demotions see of RAM, but that they pin in it in another way."""
     ram = store.ram
-    seen = {name: getattr(ram, name) for name in ("index", "slots", "origin", "stays", "note_below")}
+    seen = {name: getattr(ram, name) for name in ("index", "slots", "origin", "stays", "stays_here", "note_below")}
     store.lower.demotions._ram = SimpleNamespace(**seen, **how)
 
 
@@ -58,7 +61,7 @@ def a_failed_write_is_taken_for_done(store: BlockStore) -> None:
 
 
 def a_failed_write_is_not_tried_again(store: BlockStore) -> None:
-    store.lower.demotions._retry = lambda demote: store.lower.demotions._handled(demote.key)
+    store.lower.demotions.retry = lambda demote: store.lower.demotions._handled(demote.key)
 
 
 def a_write_of_a_reset_namespace_is_added(store: BlockStore) -> None:
@@ -219,13 +222,13 @@ def an_answer_names_what_was_dropped_meanwhile(store: BlockStore) -> None:
 
 
 def what_an_engine_has_is_staged_too(store: BlockStore) -> None:
-    sound = store.leases._below
-    store.leases._below = lambda keys, slots, kind, skip: sound(keys, slots, kind, 0)
+    sound = store.leases._wanted
+    store.leases._wanted = lambda one, *where: sound(replace(one, skip=0), *where)
 
 
 def what_is_behind_a_hole_is_staged_too(store: BlockStore) -> None:
-    sound = store.leases._below
-    store.leases._below = lambda keys, slots, kind, skip: sound(keys, slots, kind._replace(is_chain=False), skip)
+    sound = store.leases._wanted
+    store.leases._wanted = lambda one, *where: sound(replace(one, kind=one.kind._replace(is_chain=False)), *where)
 
 
 # --- places --------------------------------------------------------------------------------------------------

@@ -100,18 +100,20 @@ def that_a_request_could_run_is_forgotten(store: BlockStore) -> None:
 
 def what_stands_still_is_waited_for(store: BlockStore) -> None:
     sound = store.lower.staging.outlook
-    store.lower.staging.outlook = lambda now: [(asker, min(seconds, 1.0)) for asker, seconds in sound(now)]
+    store.lower.staging.outlook = lambda now: [
+        (asker, {tier: min(seconds, 1.0) for tier, seconds in remaining.items()}) for asker, remaining in sound(now)
+    ]
 
 
 def a_slow_start_is_taken_for_standing_still(store: BlockStore) -> None:
     staging = store.lower.staging
     sound = staging.next
 
-    def next_(ticket, now):
-        before = {asker: mine.moved_at for asker, mine in staging.waiting.items()}
-        order = sound(ticket, now)
+    def next_(tier, ticket, now):
+        before = {asker: mine.parts[tier].moved_at for asker, mine in staging.waiting.items()}
+        order = sound(tier, ticket, now)
         for asker, mine in staging.waiting.items():
-            mine.moved_at = before[asker]
+            mine.parts[tier].moved_at = before[asker]
         return order
 
     staging.next = next_
@@ -144,13 +146,13 @@ def a_lookup_that_is_cut_off_is_told_of_nothing(store: BlockStore) -> None:
 
 def drop_otherwise_in(store: BlockStore, method: str, drop: Callable[[int, float], None]) -> None:
     """While this method of staging runs, the link's `drop` is another."""
-    staging = store.lower.staging
-    sound, right = getattr(staging, method), staging.link.drop
+    staging, link = store.lower.staging, store.lower.link
+    sound, right = getattr(staging, method), link.drop
 
     def wrapped(*arguments):
-        staging.link.drop = drop
+        link.drop = drop
         result = sound(*arguments)
-        staging.link.drop = right
+        link.drop = right
         return result
 
     setattr(staging, method, wrapped)
@@ -165,11 +167,11 @@ def a_read_that_two_wait_for_is_queued_twice(store: BlockStore) -> None:
 
 
 def the_link_learns_from_reads_that_failed(store: BlockStore) -> None:
-    drop_otherwise_in(store, "finished", lambda n, now: store.lower.staging.link.done(n, now))
+    drop_otherwise_in(store, "finished", lambda n, now: store.lower.link.done(n, now))
 
 
 def the_link_never_hears_of_what_came(store: BlockStore) -> None:
-    store.lower.staging.link.done = lambda n, now: None
+    store.lower.link.done = lambda n, now: None
 
 
 # --- what is said of it --------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ theirs; an arena that is always full; each mode, held out requests, tiers that a
 policy. Clients talk (talking.py): conversations go on, fork and share system prompts, and what is said of them need not
 be true. An operator (operator_model.py) warms, parks, pins, ends and forgets them at any moment. In two of three seeds
 there are drives below the arena (tier_model.py), which are slow, hang and fail, and the daemon dies now and then. Where a
-test asks for it, a GPU mirrors some of the arena (gpu.py).
+test asks for it, a GPU mirrors some of the arena (gpu.py), or there is a remote that never answers (dead_remote.py); one
+that does, and a second node, are in far_world.py.
 
 What is not: frames and sockets (tests of protocol and server), memory (tests of the arena and the copier), files and
 real drives (tests of the tiers).
@@ -42,6 +43,7 @@ from kvtier.store import BlockStore
 from . import invariants, invariants_below, invariants_decisions, invariants_sessions
 from .arena_model import ArenaModel, Meaning, content_of
 from .choices import Choices
+from .dead_remote import DeadRemote
 from .drives import Drives
 from .engine_model import BUSY_UNTIL, EngineModel
 from .expected import Expected
@@ -78,15 +80,18 @@ class Namespace:
 
 
 class Simulation(Judged):
+    reset_chance = 0.15  # that somebody resets while a lookup waits
+
     def __init__(
         self,
         seed: int,
         plant: Callable[[BlockStore], None] | None = None,
         habits: Habits = RIGHT,
         has_gpu: bool = False,
+        has_dead_remote: bool = False,
     ) -> None:
         """`plant` breaks the store on purpose, `habits` what stands around it; both to see whether that is noticed.
-        `has_gpu`: some of what is in RAM has a copy on a device."""
+        `has_gpu`: some of what is in RAM has a copy on a device. `has_dead_remote`: a remote that never answers."""
         self.random = random.Random(seed)
         self.seed = seed
         self.now = 0.0
@@ -96,6 +101,7 @@ class Simulation(Judged):
         self.life = 1  # of the daemon
         self.drives: Drives | None = None
         self.gpu: Gpu | None = None
+        self.dead_remote = DeadRemote(self) if has_dead_remote else None
         self._plant = plant
         self._store_was_called = False  # else a step was an engine's own affair, or a copy's
         self._only_ticked = False
@@ -159,6 +165,10 @@ class Simulation(Judged):
         content = content_of(meaning, units)
         assert self.contents.setdefault(key, content) == content, f"a key for {meaning} and for something else"
 
+    def weights_of(self, namespace: Namespace) -> str:
+        """That engines run which come now."""
+        return f"weights-{self.expected.resets[namespace.digest]}"
+
     # --- how ---------------------------------------------------------------------------------------------------
 
     def _found_engines(self) -> None:
@@ -188,6 +198,8 @@ class Simulation(Judged):
                 self._tick_later()
             if self.drives is not None:
                 self.drives.serve()
+            if self.dead_remote is not None:
+                self.dead_remote.serve()
             self._serve_lends()
             self._serve_answers()
             self._serve_wipes()
@@ -278,6 +290,8 @@ class Simulation(Judged):
         self._counters = self.store.stats.snapshot()
         if self.drives is not None:
             self.drives.attach()
+        if self.dead_remote is not None:
+            self.dead_remote.attach()
         if self.gpu is not None:
             self.gpu.attach()
         if self._plant is not None:

@@ -27,6 +27,7 @@ class Conversation:
     name: str = ""
     tenant: bytes = b""
     no_disk: bool = False
+    no_remote: bool = False
 
 
 @dataclass
@@ -70,7 +71,8 @@ class Talk:
 
     def _begin(self, texts: list[int]) -> Conversation:
         name = f"talk {next(self._names)}" if self.chance.random() < 0.5 else ""
-        mine = Conversation(texts, name, self.chance.choice(TENANTS), self.chance.random() < 0.1)
+        tenant, luck = self.chance.choice(TENANTS), self.chance.random()
+        mine = Conversation(texts, name, tenant, luck < 0.1, 0.1 <= luck < 0.2)
         self.conversations.append(mine)
         del self.conversations[:-CONVERSATIONS_MAX]
         return mine
@@ -98,5 +100,6 @@ class Talk:
             ttl_s=self.chance.choice((0.3, 1.0, 3.0)) if happens() < 0.06 else 0.0,
             pin=happens() < 0.08,
             no_disk=mine.no_disk,
+            no_remote=mine.no_remote,
             no_store=happens() < 0.03,
         )

@@ -88,6 +88,7 @@ class ModelTier(TierModel):
 
 class TierModelFactory:
     survives, flush_fault, finds_by_keys = True, "", False
+    only_epoch_0 = False
 
     def __init__(self) -> None:
         self._arena = Bytes()

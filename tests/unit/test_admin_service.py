@@ -25,12 +25,17 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_S = 20.0
 
 
+def service_of(retention: FakeRetention, after_event: Callable[[], None]) -> AdminService:
+    """Of a store that has no blocks."""
+    return AdminService(SimpleNamespace(retention=retention), after_event, None, bytes(32))  # type: ignore
+
+
 class Served:
     """A server, and a caller of it."""
 
     def __init__(self, path: Path, retention: FakeRetention) -> None:
         self.path, self.retention = path, retention
-        self.service = AdminService(SimpleNamespace(retention=retention), lambda: self.service.settle())  # type: ignore
+        self.service = service_of(retention, lambda: self.service.settle())
         self.channel = grpc.aio.insecure_channel(target_of(path))
         self.admin = AdminStub(self.channel)
 
@@ -281,7 +286,7 @@ def test_a_socket_that_a_dead_daemon_left_is_replaced_and_a_live_one_is_not(tmp_
 
     async def both() -> None:
         async with serving(path, row()) as first:
-            second = AdminService(SimpleNamespace(retention=FakeRetention()), lambda: None)  # type: ignore
+            second = service_of(FakeRetention(), lambda: None)
             with pytest.raises(DaemonError, match=r"another kvtierd listens on .*; stop it, or set admin.socket"):
                 await second.start(path)
             assert (await first.admin.Warm(admin_pb2.WarmRequest(session="chat"))).blocks == 1
@@ -294,7 +299,7 @@ def test_where_no_socket_can_be_the_setting_is_named(tmp_path, name):
     (tmp_path / "no").write_text("a file")
 
     async def start() -> None:
-        service = AdminService(SimpleNamespace(retention=FakeRetention()), lambda: None)  # type: ignore
+        service = service_of(FakeRetention(), lambda: None)
         with pytest.raises(DaemonError, match=r"set admin\.socket"):
             await service.start(tmp_path / name)
 
@@ -353,19 +358,16 @@ def test_an_end_that_shall_wait_can_be_cut_short(with_server):
 # --- the stubs -----------------------------------------------------------------------------------------------
 
 
-def test_the_stubs_that_are_shipped_are_those_of_the_service(tmp_path):
+@pytest.mark.parametrize("name", ["admin", "peer"])
+def test_the_stubs_that_are_shipped_are_those_of_the_service(tmp_path, name):
     """When not: make stubs. Any compiler makes the same, but for the versions that it names."""
     pytest.importorskip("grpc_tools")
     options = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
-    compiler = [sys.executable, "-P", "-m", "grpc_tools.protoc", "-I.", *options, "kvtier/admin/admin.proto"]
+    compiler = [sys.executable, "-P", "-m", "grpc_tools.protoc", "-I.", *options, f"kvtier/{name}/{name}.proto"]
     subprocess.run(compiler, cwd=ROOT, check=True)
-    for name, begin in (
-        ("admin_pb2.py", "DESCRIPTOR ="),
-        ("admin_pb2.pyi", "DESCRIPTOR:"),
-        ("admin_pb2_grpc.py", "class "),
-    ):
-        made, shipped = (essence(folder / "kvtier" / "admin" / name, begin) for folder in (tmp_path, ROOT))
-        assert made == shipped, name
+    for ending, begin in (("_pb2.py", "DESCRIPTOR ="), ("_pb2.pyi", "DESCRIPTOR:"), ("_pb2_grpc.py", "class ")):
+        made, shipped = (essence(folder / "kvtier" / name / f"{name}{ending}", begin) for folder in (tmp_path, ROOT))
+        assert made == shipped, ending
 
 
 def essence(stub: Path, begin: str) -> list[str]:

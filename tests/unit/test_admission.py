@@ -35,3 +35,38 @@ def test_a_clock_that_goes_back_takes_nothing():
     budget = Budget(DAY, begun_at=100.0)
     budget.spend(500)
     assert budget.snapshot(now=50.0)["budget_left_bytes"] == 500
+
+
+# --- a rate: of a remote -------------------------------------------------------------------------------------------
+
+
+def test_a_rate_refuses_nothing_and_lets_wait_what_comes_too_fast():
+    budget = Budget.of_rate(100, begun_at=0.0)
+    assert budget.refusal(2**40, used_again=False, now=0.0) == ""
+    assert budget.is_short(1000, now=0.0) is False, "ten seconds' worth at once"
+    budget.spend(1000)
+    assert [budget.is_short(100, now) for now in (0.0, 0.9, 1.0)] == [True, True, False]
+
+
+def test_what_is_larger_than_the_bucket_goes_when_that_is_full():
+    budget = Budget.of_rate(100, begun_at=0.0)
+    assert budget.is_short(3000, now=0.0) is False
+    budget.spend(3000)
+    assert [budget.is_short(10, now) for now in (10.0, 20.0, 20.2)] == [True, True, False]
+
+
+def test_nothing_waits_for_a_budget_of_drives():
+    budget = Budget(DAY, begun_at=0.0)
+    budget.spend(DAY)
+    assert budget.is_short(100, now=0.0) is False
+
+
+def test_a_network_does_not_wear_out():
+    budget = Budget.of_rate(100, begun_at=0.0)
+    budget.spend(400)
+    assert budget.snapshot(now=2.0) == {
+        "budget_bytes_per_day": 100 * 86_400,
+        "budget_left_bytes": 800,
+        "written_bytes_per_day": 200 * 86_400,
+        "days_of_life": None,
+    }

@@ -19,6 +19,8 @@ from kvtier.calibration import (
     NVME,
     PREFILLS_MAX,
     PRIORS,
+    REMOTE,
+    REMOTES_MAX,
     Calibration,
     Drive,
     Speed,
@@ -27,8 +29,10 @@ from kvtier.calibration import (
     measured_beside,
     save,
 )
+from kvtier.estimators import Link
 
 SHORT_S = 0.15
+LINK = {"latency_us": 500, "bytes_per_s": 1_500_000_000, "samples": 40}
 COUNTS = {"step_ns": 8_000_000, "token_ps": 26_000_000, "pair_fs": 600_000, "chunk_tokens": 8192, "steps": 40}
 
 
@@ -224,9 +228,11 @@ def test_many_machines_share_one_file_and_the_oldest_goes(folder):
 def test_with_another_drive_the_engines_compute_as_before(folder):
     kept = measured({"cpu": "fast", "/one": "old drive"})
     kept.remember_prefill("ab", COUNTS)
+    kept.remember_remote("redis://b:1", LINK)
     save(folder, kept)
     found = load(folder, {"cpu": "fast", "/one": "new drive"})
     assert not found.is_measured and found.prefills == {"ab": COUNTS}
+    assert found.remotes == {"redis://b:1": LINK}
     assert load(folder, {"cpu": "other", "/one": "old drive"}).prefills == {}
 
 
@@ -237,6 +243,25 @@ def test_a_daemon_that_saves_what_it_learnt_keeps_what_was_measured_meanwhile(fo
     save(folder, daemons)
     found = load(folder, {"cpu": "fast"})
     assert found.link(NVME).bytes_per_s == 5e9 and found.prefills == {"ab": COUNTS}
+
+
+def test_a_remote_is_as_slow_as_it_was_and_an_unknown_one_as_slow_as_believed(folder):
+    kept = measured({"cpu": "fast"})
+    for number in range(REMOTES_MAX + 1):
+        kept.remember_remote(f"redis://{number}:1", LINK)
+    save(folder, kept)
+    found = load(folder, {"cpu": "fast"})
+    links = [Link.from_counts(found.remote(name)) for name in ("redis://0:1", "redis://1:1")]
+    assert [(link.latency_s, link.bytes_per_s) for link in links] == [(0.002, 0.2e9), (0.0005, 1.5e9)]
+    assert PRIORS[REMOTE] == Speed(0.002, 0.2e9)
+
+
+def test_a_file_from_before_there_were_remotes_is_as_good(folder):
+    save(folder, measured({"cpu": "fast"}))
+    text = (folder / FILE).read_text()
+    assert text != text.replace(', "remotes": {}', "")
+    (folder / FILE).write_text(text.replace(', "remotes": {}', ""))
+    assert load(folder, {"cpu": "fast"}).is_measured
 
 
 def test_the_namespaces_remembered_last_are_kept(folder):

@@ -23,7 +23,7 @@ STORE = bytes(range(16))
 UNITS = 32  # in an extent of 2 MiB
 EXTENTS = 256
 DIGEST = b"d" * 32
-DAMAGES = 200
+DAMAGES, DAMAGES_LONG = 8, 30  # of each kind
 
 
 def opened(folder: Path, extents: int = EXTENTS, **more) -> Catalogue:
@@ -98,6 +98,30 @@ def test_the_root_stays_and_is_another_one_for_another_store(tmp_path):
     other.close()
     assert first.root == again.root != other.root and len(first.root) == 32
     assert "another store" in other.notes[0]
+
+
+def test_a_catalogue_of_another_root_begins_empty_with_one_note_and_goes_on_with_the_new_one(tmp_path):
+    """What lies there answers to no key any more."""
+    commit(tmp_path, remember(), record(9, 100, 3), record(3, 101, 1))
+    wanted = b"w" * 32
+    it = opened(tmp_path, root=wanted)
+    it.close()
+    assert (it.root, it.recovered.keys, it.recovered.remembered, it.records, it.quarantined) == (wanted, b"", {}, 0, 0)
+    assert it.notes == [f"{it.path} is of another root secret: 2 blocks there are forgotten"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["catalogue.mdb"], "the former root is nowhere any more"
+    commit(tmp_path, remember(), record(5, 102, 1), root=wanted)
+    again = opened(tmp_path, root=wanted)
+    again.close()
+    assert again.recovered.keys == (102).to_bytes(16, "big") and not again.notes
+    later = opened(tmp_path)
+    later.close()
+    assert (later.root, later.recovered.places.tolist()) == (wanted, [5]), "who names none goes on with what is there"
+
+
+def test_a_new_catalogue_has_the_root_that_is_wanted(tmp_path):
+    it = opened(tmp_path, root=b"w" * 32)
+    it.close()
+    assert it.root == b"w" * 32 and not it.notes
 
 
 def test_the_sequence_goes_on(tmp_path):
@@ -207,10 +231,12 @@ def good(tmp_path_factory) -> bytes:
     return (folder / "catalogue.mdb").read_bytes()
 
 
+@pytest.mark.parametrize("seeds", [range(DAMAGES), pytest.param(range(DAMAGES, DAMAGES_LONG), marks=pytest.mark.long)],
+                         ids=["few", "many"])  # fmt: skip
 @pytest.mark.parametrize("damage", KINDS)
-def test_damage_never_gives_a_wrong_record_and_never_ends_the_process(good, tmp_path, damage):
+def test_damage_never_gives_a_wrong_record_and_never_ends_the_process(good, tmp_path, damage, seeds):
     survived = 0
-    for seed in range(DAMAGES // len(KINDS) + 1):
+    for seed in seeds:
         file, chance = bytearray(good), random.Random(seed)
         damage(file, chance)
         (tmp_path / "catalogue.mdb").write_bytes(file)
@@ -222,7 +248,7 @@ def test_damage_never_gives_a_wrong_record_and_never_ends_the_process(good, tmp_
             assert checksum == checksum_of(place), seed
         assert it.quarantined or it.recovered.remembered in ({DIGEST: (1, 0)}, {}), seed
         survived += len(it.recovered.places)
-    print(f"{damage.__name__}: {survived / (DAMAGES // len(KINDS) + 1):.0f} of 3000 records survive on the mean")
+    print(f"{damage.__name__}: {survived / len(seeds):.0f} of 3000 records survive on the mean")
 
 
 def test_a_file_that_ends_its_reader_is_kept_beside_and_the_tier_begins_empty(good, tmp_path):

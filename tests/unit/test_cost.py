@@ -4,10 +4,11 @@ import math
 import timeit
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtier.cost import Candidate, Pressure, choose, keeps_waiting
+from kvtier.cost import ASK_S_MIN, ASK_TIMES, ASK_WAIT_SHARE, Candidate, Pressure, choose, keeps_waiting, patience_to_ask
 from kvtier.estimators import Prefill
 
 at_leisure = settings(deadline=None)  # the machine may be busy
@@ -130,6 +131,31 @@ def test_a_decision_costs_less_than_three_thousand_square_roots():
     one = min(timeit.repeat(lambda: choose(GPU, 0, PROMPT, candidates, Pressure(0.3, 3.0, 0.6)), number=200, repeat=5))
     yardstick = min(timeit.repeat(lambda: sum(math.sqrt(x) for x in range(1000)), number=200, repeat=5))
     assert one < 3 * yardstick
+
+
+# --- to wait for an answer or not ---
+
+
+def test_an_answer_is_waited_for_that_costs_little_of_what_it_may_save():
+    assert patience_to_ask(gain_s=1.0, backlog_s=0.0, ask_s=0.1) == pytest.approx(ASK_TIMES * 0.1)
+    assert patience_to_ask(gain_s=1.0, backlog_s=0.0, ask_s=0.3) == 0.0
+    assert patience_to_ask(gain_s=0.05, backlog_s=0.0, ask_s=0.0001) == ASK_S_MIN
+
+
+def test_an_answer_that_is_expected_to_save_much_may_be_late():
+    """As the first one is, which connects."""
+    assert patience_to_ask(gain_s=7.0, backlog_s=0.0, ask_s=0.005) == pytest.approx(ASK_WAIT_SHARE * 7.0)
+
+
+def test_an_answer_that_comes_before_the_engine_could_begin_costs_nothing():
+    assert patience_to_ask(gain_s=0.0, backlog_s=0.5, ask_s=0.3) == 0.5
+    assert patience_to_ask(gain_s=0.0, backlog_s=0.5, ask_s=0.5) == 0.0
+
+
+@at_leisure
+@given(seconds, seconds, seconds)
+def test_nobody_waits_longer_for_an_answer_than_what_it_may_save(gain_s, backlog_s, ask_s):
+    assert 0 <= patience_to_ask(gain_s, backlog_s, ask_s) <= backlog_s + gain_s
 
 
 # --- to wait or not ---

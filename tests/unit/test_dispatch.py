@@ -57,6 +57,7 @@ def test_a_begin_becomes_hints():
     name, request, found = call_of(protocol.Begin("request", "a chat", b"t" * 16, "search", counts))[:3]
     assert (name, request) == ("begin", "request")
     assert found == Hints("a chat", b"t" * 16, "search", True, 1.5, 3600.0, True, True)
+    assert call_of(protocol.Begin("request", counts={"no_remote": 1}))[2] == Hints(no_remote=True)
     assert call_of(protocol.Begin("request")) == ("begin", "request", Hints(), NOW)
 
 

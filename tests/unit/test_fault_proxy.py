@@ -21,17 +21,37 @@ class _Echo(socketserver.BaseRequestHandler):
                 self.request.sendall(piece)
 
 
-@pytest.fixture
-def proxy() -> Iterator[FaultProxy]:
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Echo) as server:
-        server.daemon_threads = True
+@contextlib.contextmanager
+def serving(server: socketserver.BaseServer) -> Iterator[None]:
+    with server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        with FaultProxy(*server.server_address[:2]) as made:
-            yield made
+        yield
         server.shutdown()
 
 
+@pytest.fixture
+def proxy() -> Iterator[FaultProxy]:
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Echo)
+    server.daemon_threads = True
+    with serving(server), FaultProxy(*server.server_address[:2]) as made:
+        yield made
+
+
+@pytest.fixture
+def unix_proxy(tmp_path) -> Iterator[FaultProxy]:
+    where = str(tmp_path / "echo.sock")
+    server = socketserver.ThreadingUnixStreamServer(where, _Echo)
+    server.daemon_threads = True
+    with serving(server), FaultProxy(where) as made:
+        yield made
+
+
 def connect(proxy: FaultProxy, timeout_s: float = 5.0) -> socket.socket:
+    if proxy.path:
+        peer = socket.socket(socket.AF_UNIX)
+        peer.settimeout(timeout_s)
+        peer.connect(proxy.path)
+        return peer
     return socket.create_connection(("127.0.0.1", proxy.port), timeout=timeout_s)
 
 
@@ -157,3 +177,17 @@ def test_nothing_is_left_after_close(proxy):
         connect(proxy)
     proxy.close()  # again
     link.close()
+
+
+def test_a_unix_socket_has_the_same_faults(unix_proxy):
+    with connect(unix_proxy) as link:
+        assert say(link, bytes(MIB)) == bytes(MIB)
+        unix_proxy.reset()
+        with pytest.raises(ConnectionError):
+            say(link)
+    unix_proxy.refuse()
+    with pytest.raises(OSError):
+        connect(unix_proxy)
+    unix_proxy.heal()
+    with connect(unix_proxy) as link:
+        assert say(link) == b"hello"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvtier import hints
@@ -43,7 +43,7 @@ def test_no_hints_are_no_problem():
 def test_every_hint_is_heard():
     said = {"session": "Ada's chat", "tool": "web_search", "end": True, "expect_return_s": 12, "ttl_s": 3600.5, "pin": True,
             "no_store": True, "no_load": True, "max_tier": "cpu"}  # fmt: skip
-    assert asked(**said) == Asked("Ada's chat", "web_search", 12, 3600.5, True, True, True, True, True)
+    assert asked(**said) == Asked("Ada's chat", "web_search", 12, 3600.5, True, True, True, True, True, True)
 
 
 @pytest.mark.parametrize("name", hints._HINTS)
@@ -53,6 +53,13 @@ def test_null_is_what_nobody_said(name):
 
 def test_only_the_highest_tiers_keep_a_session_from_the_disk():
     assert [asked(max_tier=tier).no_disk for tier in ("cpu", "gpu", "nvme", "remote")] == [True, True, False, False]
+
+
+def test_all_but_the_remote_keep_a_session_on_this_node():
+    tiers = ("cpu", "gpu", "nvme", "remote")
+    assert [asked(max_tier=tier).no_remote for tier in tiers] == [True, True, True, False]
+    assert asked().no_remote is False
+    assert asked(max_tier="nvme").counts() == {"no_remote": 1}
 
 
 def test_the_bounds_are_within():
@@ -80,7 +87,7 @@ def test_what_was_not_said_is_not_counted():
 
 def test_seconds_travel_as_milliseconds_and_are_never_lost():
     assert asked(end=True, pin=True, max_tier="cpu", expect_return_s=1.5, ttl_s=0.0001).counts() == {
-        "end": 1, "pin": 1, "no_disk": 1, "expect_return_ms": 1500, "ttl_ms": 1,
+        "end": 1, "pin": 1, "no_disk": 1, "no_remote": 1, "expect_return_ms": 1500, "ttl_ms": 1,
     }  # fmt: skip
 
 
@@ -189,10 +196,11 @@ actions = st.builds(SimpleNamespace, action_type=names_of_actions, payload=st.di
 def holds_what_it_may(found: Asked) -> bool:
     texts = all(len(t) <= n and t.isprintable() for t, n in ((found.session, 128), (found.tool, 64)))
     seconds = 0 <= found.expect_return_s <= 86400 and 0 <= found.ttl_s <= 604800
-    flags = (found.end, found.pin, found.no_disk, found.no_store, found.no_load)
+    flags = (found.end, found.pin, found.no_disk, found.no_remote, found.no_store, found.no_load)
     return texts and seconds and all(type(flag) is bool for flag in flags)
 
 
+@settings(max_examples=50)
 @given(
     st.dictionaries(names, json, max_size=40) | json,
     st.none() | st.builds(SimpleNamespace, actions=st.lists(actions)),
@@ -213,6 +221,7 @@ GOOD = {
 }  # fmt: skip
 
 
+@settings(max_examples=50)
 @given(st.sampled_from(list(GOOD)).flatmap(lambda name: st.tuples(st.just(name), GOOD[name])),
        st.dictionaries(names, json, max_size=40), st.booleans())  # fmt: skip
 def test_a_good_hint_survives_whatever_stands_beside_it(good, neighbours, is_first):

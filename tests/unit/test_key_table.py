@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from kvtier._native import KeyTable
@@ -277,6 +277,9 @@ class TableAndDict(RuleBasedStateMachine):
 
 
 TestTableAndDict = TableAndDict.TestCase
+TestTableAndDict.settings = settings(max_examples=40, deadline=None)
+TestTableAndDictAtLength = pytest.mark.long(type("AtLength", (TableAndDict,), {}).TestCase)
+TestTableAndDictAtLength.settings = settings(max_examples=400, deadline=None)
 
 
 def test_months_of_coming_and_going_change_nothing():

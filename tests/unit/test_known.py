@@ -45,6 +45,12 @@ def test_what_was_asked_is_found_and_not_asked_again(known):
     assert known.look(prompt(5), True, 1.0) == ([SIZE] * 5, [], False)
 
 
+def test_a_key_that_a_prompt_has_twice_is_asked_for_once(known):
+    assert known.look(keys(1, 2, 1), False, 0.0).question == keys(1, 2)
+    answer(known, keys(1, 2), set(keys(1)), is_chain=False)
+    assert known.look(keys(1, 2, 1), False, 0.0) == ([SIZE, 0, SIZE], [], False)
+
+
 def test_behind_the_first_that_is_missing_nothing_is_asked_or_remembered(known):
     answer(known, prompt(10), set(prompt(3)) | set(prompt(5, first=4)))
     assert known.snapshot() == {"known_there": 3, "known_missing": 1, "asked": 0}

@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from idle_world import BLOCK, OTHER_TENANT, RED, TENANT, World
+from idle_world import BLOCK, OTHER_TENANT, RED, TENANT, World, key
 
 from kvtier import listing as listing_module
+from kvtier.known import Known
 
 
 @pytest.fixture
@@ -184,3 +185,40 @@ def test_how_many_sessions_are_in_which_state_is_counted(three):
     three.wait(6.0)
     states = three.store.retention.snapshot(three.now)["sessions"]
     assert {state: n for state, n in states.items() if n} == {"active": 1, "idle": 1, "waiting": 1}
+
+
+# --- the remote ------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_remote_is_known_to_have_is_counted_with_the_other_tiers():
+    world = World(remote=True)
+    world.turn("abcd", session="chat")
+    for letter in "abx":
+        world.store.away.known.there(key(letter), BLOCK, world.now)
+    world.push_out("bcd")
+    row = world.row("chat")
+    assert row["bytes"] == {"cpu": BLOCK, "nvme": 0, "remote": 2 * BLOCK}
+    assert row["blocks"] == {"cpu": 1, "nvme": 0, "remote": 2, "gone": 2}
+
+
+def test_of_very_long_sessions_a_share_is_looked_at(monkeypatch):
+    monkeypatch.setattr(listing_module, "KNOWN_MAX", 4)
+    world = World(remote=True)
+    world.turn("abcdefgh", session="chat")
+    for letter in "abcd":
+        world.store.away.known.there(key(letter), BLOCK, world.now)
+    assert world.row("chat")["blocks"] == {"cpu": 8, "nvme": 0, "remote": 4, "gone": 0}
+    world.turn("xyz", session="other")
+    assert {row["session"]: row["blocks"]["remote"] for row in world.store.retention.sessions(world.now)} == {
+        "chat": 4,
+        "other": 0,
+    }
+
+
+def test_a_look_at_what_is_known_keeps_nothing_there_for_longer():
+    known = Known(there_max=2)
+    known.there(b"a", 1, 0.0)
+    known.there(b"b", 1, 0.0)
+    assert known.which([b"a", b"b", b"c"], 1.0) == [True, True, False]
+    known.there(b"c", 1, 1.0)
+    assert known.which([b"a", b"b", b"c"], 1.0) == [False, True, True]

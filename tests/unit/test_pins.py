@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from idle_world import BLOCK, World
 
-from kvtier.store import POLICIES
+from kvtier.rankings import POLICIES
 
 
 @pytest.fixture

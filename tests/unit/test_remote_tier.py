@@ -5,15 +5,16 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
-from remote.memory_remote import always, first, never
+from remote.memory_remote import MemoryRemote, always, first, never
 from remote.tier_bench import DIGEST, OTHER_DIGEST, PROBE_S, SILENT_S, WAIT_S, Bench
 
 from kvtier.block import KEY_BYTES, SLOT_UNIT
 from kvtier.tiers.remote import remote as remote_module
 from kvtier.tiers.remote.base import Corrupt, Refused, Unreachable
 from kvtier.tiers.remote.envelope import HEADER_BYTES, name_of
-from kvtier.tiers.remote.remote import Deadlines
+from kvtier.tiers.remote.remote import Deadlines, RemoteTier
 from kvtier.transfer import Finished, Flush, Forget, Remember
 
 A, B, C = (letter * KEY_BYTES for letter in (b"a", b"b", b"c"))
@@ -24,7 +25,7 @@ def bench() -> Iterator[Bench]:
     made = Bench()
     yield made
     made.remote.hang(False)
-    made.tier.close()
+    made.close()
 
 
 # --- what is there -----------------------------------------------------------------------------------------------
@@ -41,7 +42,7 @@ def test_what_one_node_wrote_another_finds_and_reads(bench):
     assert found.sizes == (SLOT_UNIT, 0)
     assert other.faults(other.promote(A, slot=20, namespace=99)) == [""]
     assert (other.arena[20 * SLOT_UNIT : 21 * SLOT_UNIT] == 7).all() and not other.arena[: 20 * SLOT_UNIT].any()
-    other.tier.close()
+    other.close()
 
 
 def test_another_namespace_finds_nothing_under_the_same_key(bench):
@@ -71,7 +72,23 @@ def test_an_erase_deletes_and_many_that_wait_are_one_call(bench):
     assert bench.do(bench.seek(A, B, C))[0].sizes == (0, SLOT_UNIT, SLOT_UNIT)
 
 
+def test_a_connection_is_made_before_the_first_question(bench):
+    bench.do(bench.seek(A))
+    assert bench.remote.calls == ["lengths", "lengths"] and bench.tier.state()["sought_keys"] == 1
+
+
+def test_nobody_hears_of_a_remote_that_does_not_answer_before_it_is_asked():
+    remote = MemoryRemote()
+    remote.fails = always(Unreachable)
+    tier = RemoteTier(remote, np.zeros(SLOT_UNIT, np.uint8))
+    tier.start(Remember(1, DIGEST, 7, 0))
+    tier.close()
+    assert remote.calls == ["lengths"] and tier.state()["breaker_opened"] == 0
+
+
 def test_forgets_flushes_and_namespaces_ask_nobody(bench):
+    bench.do(bench.seek(A))
+    bench.remote.calls.clear()
     bench.remote.hang()
     assert bench.faults(Forget(1, 0, 5), Flush(2), Remember(3, DIGEST, 7, 1)) == ["", "", ""]
     assert bench.remote.calls == []
@@ -109,8 +126,8 @@ def test_start_and_poll_return_at_once_while_it_hangs(bench):
     slowest = 0.0
     for n in range(500):
         begun = time.monotonic()
-        bench.tier.start(bench.promote(A, slot=n % 60))
-        bench.tier.poll()
+        bench.start(bench.promote(A, slot=n % 60))
+        bench.poll()
         slowest = max(slowest, time.monotonic() - begun)
     assert slowest < 0.1
 
@@ -138,7 +155,7 @@ def test_silence_opens_it_before_a_long_deadline():
     assert 0.25 < time.monotonic() - begun < 1.0
     assert str(bench.tier.state()["breaker_reason"]).startswith("no answer for")
     bench.remote.hang(False)
-    bench.tier.close()
+    bench.close()
 
 
 def test_a_slot_is_not_written_after_its_transfer_is_finished(bench):
@@ -346,7 +363,7 @@ def test_every_order_ends_once_and_no_wrong_byte_is_offered_whatever_happens(ben
         for slot in range(30, 40):
             order = bench.promote(keys[(turn + slot) % 30], slot)
             read[order.ticket] = slot, (turn + slot) % 30
-            bench.tier.start(order)
+            bench.start(order)
         done += (ended := bench.wait(10))
         for one in ended:
             slot, n = read[one.ticket]

@@ -7,8 +7,8 @@ from idle_world import BLOCK, ENGINE, RED, TENANT, World, key, keys, written
 
 from kvtier import retention as retention_module
 from kvtier.decision import Ask
+from kvtier.rankings import POLICIES
 from kvtier.session import Hints
-from kvtier.store import POLICIES
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from idle_world import BLOCK, ENGINE, OTHER_TENANT, RED, TENANT, World, keys, le
 
 from kvtier.block import KEY_BYTES
 from kvtier.forgetting import session_tag
-from kvtier.store import POLICIES
+from kvtier.rankings import POLICIES
 from kvtier.transfer import Transfer
 
 # One family of chains a tenant: salted requests share no keys. The second letter parts, so do the third and so on.

@@ -31,6 +31,15 @@ def state(**other: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def with_remote(**other: Any) -> dict[str, Any]:
+    """A snapshot with a remote that is well, unless told otherwise."""
+    remote = {
+        "url": "redis://far:6379", "breaker": "closed", "breaker_seconds": 0.0, "breaker_reason": "", "read_only": False,
+        "is_away": False, "reason": "", "known_there": 1234, "hit_share": 0.4, "ask_ms": 1.25, **other,
+    }  # fmt: skip
+    return {**state()["tiers"], "remote": remote}
+
+
 def decision(request: str = "a-request", reason: str = "evicted") -> dict[str, Any]:
     return {
         "at": 0.0, "request": request, "reason": reason, "prompt_tokens": 32_768, "matched_tokens": 1024,
@@ -86,6 +95,21 @@ def test_at_80_columns_it_tells_of_tiers_sessions_and_decisions():
     assert decisions == [decisions[0]] * 4
     assert decisions[0][1:] == ["32.8k", "1.0k", "512", "123ms", "a-request", "evicted"]
     assert lines[-1].rstrip() == f"1-9 of 40 by idle  {HELP}"
+
+
+def test_a_remote_has_a_row_and_a_line_of_its_own():
+    lines = screen(seen(tiers=with_remote()))
+    assert len(lines) == 24
+    assert line_of(lines, "remote ").split() == ["remote", "1.2k", "0.00", "0.00"]
+    assert line_of(lines, "remote:") == "remote: redis://far:6379, 40% hits, asked in 1.2 ms"
+
+
+def test_a_remote_that_is_away_or_takes_no_writes_says_why():
+    silent = {"breaker": "open", "breaker_seconds": 75.0, "breaker_reason": "no answer\x1b for 2 s", "is_away": True}
+    lines = screen(seen(tiers=with_remote(read_only=True, **silent)))
+    assert line_of(lines, "remote:") == "remote: redis://far:6379, left alone for 1m15s: no answer? for 2 s"
+    lines = screen(seen(tiers=with_remote(read_only=True, reason="OOM")))
+    assert line_of(lines, "remote:") == "remote: redis://far:6379, 40% hits, asked in 1.2 ms; no writes: OOM"
 
 
 def test_rates_are_what_has_grown_since_the_last_look():
@@ -154,6 +178,15 @@ def test_what_finds_no_room_is_left_out_whole(width):
     header, line = lines_of(table_of([row(tool="search")], width), width)
     assert len(header) <= width and "…" not in header
     assert "3.0M" in line and "62%" in line
+
+
+def test_what_lies_in_a_remote_has_a_column_where_there_is_some():
+    there = {"cpu": 0, "nvme": 1024**2, "remote": 5 * 1024**2}
+    header, *lines = lines_of(table_of([row(), row(bytes=there)], 160), 160)
+    assert header.split()[5:9] == ["cpu", "nvme", "remote", "gone"]
+    assert [line.split()[5:8] for line in lines] == [["3.0M", "1.0M", "2"], ["1.0M", "5.0M", "2"]]
+    header, _ = lines_of(table_of([row()], 160), 160)
+    assert "remote" not in header
 
 
 def test_nobody_knows_when_it_returns():

@@ -1,0 +1,77 @@
+"""A lookup: an engine asks which of a request's blocks are where. Pure."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvtier.block import ABSENT, BELOW, KEY_BYTES, Kind, key_at, leading, unpack_keys
+from kvtier.decision import Ask, Matched
+from kvtier.staging import Asker
+
+Queues = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    asker: Asker
+    keys: bytes  # packed
+    kind: Kind
+    namespace: int  # its number
+    queues: Queues | None  # where its blocks are to stand in RAM, see Ram.use
+    skip: int  # so many of the first the engine has
+    ask: Ask
+    at: float
+
+    @property
+    def block_tokens(self) -> float:
+        """Of each block that it lacks, on the mean. Without a chain each cache group has blocks of its own: of which
+        tokens, only the engine knows."""
+        if self.kind.is_chain:
+            return float(self.kind.block_tokens)
+        return (self.ask.prompt_tokens - self.ask.resident_tokens) / max(1, len(self.keys) // KEY_BYTES - self.skip)
+
+    def key(self, at: int) -> bytes:
+        return key_at(self.keys, at)
+
+    def parent(self, at: int) -> bytes:
+        """The block before it; empty where there is none."""
+        return key_at(self.keys, at - 1) if self.kind.is_chain and at else b""
+
+    def keys_at(self, positions: np.ndarray) -> list[bytes]:
+        return unpack_keys(np.frombuffer(self.keys, f"V{KEY_BYTES}")[positions].tobytes())
+
+    def end(self, slots: np.ndarray, away: np.ndarray) -> int:
+        """What stands behind a hole in a chain is of no use: so many of the first may be offered. `slots`: what is in RAM
+        and, as BELOW, on the drives; `away`: positions of what the remote has of the rest."""
+        if not self.kind.is_chain:
+            return len(slots)
+        is_there = slots[self.skip :] != ABSENT
+        is_there[away - self.skip] = True
+        return self.skip + leading(is_there)
+
+    def matched(self, slots: np.ndarray, away: np.ndarray, is_remote_away: bool) -> Matched:
+        """What is where, behind what the engine has."""
+        beyond, is_chain = slots[self.skip :], self.kind.is_chain
+        is_there = beyond != ABSENT
+        cpu, lower = count(beyond < BELOW, self.kind), count(is_there, self.kind)
+        drives = self._drives(beyond, lower) if lower > cpu else 0
+        all_, all_drives, there_away = lower, drives, 0
+        if len(away):
+            is_there[away - self.skip] = True
+            all_ = count(is_there, self.kind)
+            all_drives = self._drives(beyond, all_)
+            there_away = int((away < self.skip + all_).sum()) if is_chain else len(away)
+        missing = None
+        if all_ < len(beyond):
+            missing = self.key(self.skip + (all_ if is_chain else int(is_there.argmin())))
+        of = self.kind.slot_bytes, self.block_tokens, missing, is_remote_away and missing is not None
+        return Matched(cpu, lower, all_, drives, all_drives, there_away, *of)
+
+    def _drives(self, beyond: np.ndarray, blocks: int) -> int:
+        """How many are on the drives, in a chain of the first `blocks`."""
+        return int((beyond[: blocks if self.kind.is_chain else None] == BELOW).sum())
+
+
+def count(good: np.ndarray, kind: Kind) -> int:
+    """How many are good; in a chain, from the first on."""
+    return leading(good) if kind.is_chain else int(good.sum())
