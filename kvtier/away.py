@@ -32,7 +32,7 @@ from kvtier.ram import Ram
 from kvtier.remote_room import RemoteRoom
 from kvtier.staging import Staging, Wanted
 from kvtier.stats import Stats
-from kvtier.transfer import MOVES_MAX, Demote, Erase, Finished, Promote, Remember, Seek, Transfer, is_of_origin
+from kvtier.transfer import Demote, Erase, Finished, Promote, Remember, Seek, Transfer, UnderWay, is_of_origin
 
 ASK_S = 0.005  # what a question is believed to take until one was answered
 HIT_SHARE, HIT_SHARE_MIN = 0.5, 0.05  # of what is asked is there: at first; and nobody stops asking
@@ -97,8 +97,7 @@ class Away:
         self.demotions.is_erasing = self.is_erasing
         staging.attach(RemoteSource(self))
         self._ram, self._epochs, self._stats = ram, epochs, stats
-        self._tickets = itertools.count(1)
-        self._under_way: dict[int, Transfer] = {}
+        self._under_way = UnderWay()
         self._remember: dict[int, bytes] = {}  # number -> digest; not yet ordered
         self._to_ask: list[tuple[Seek, Sequence[BlockKey], bool]] = []
         self._questions: dict[int, _Question] = {}  # by ticket
@@ -147,7 +146,7 @@ class Away:
 
     def ask(self, namespace: int, keys: Sequence[BlockKey], is_chain: bool) -> None:
         """A question that `look` gave."""
-        seek = Seek(next(self._tickets), namespace, pack_keys(keys))
+        seek = Seek(self._under_way.ticket(), namespace, pack_keys(keys))
         self.known.ask(seek.ticket, keys)
         self._to_ask.append((seek, keys, is_chain))
         self._stats.add("remote_asked_keys", len(keys))
@@ -161,18 +160,18 @@ class Away:
     def transfers(self, now: float, writable: bool) -> list[Transfer]:
         """What is to be started now. What many blocks depend on comes first."""
         self._room.now = now
-        orders: list[Transfer] = [self._order(self._telling(number)) for number in list(self._remember)]
+        orders: list[Transfer] = [self._under_way.begin(self._telling(number)) for number in list(self._remember)]
         orders += self._seeks(now)
-        orders += self._drain(lambda ticket: self.staging.next("remote", ticket, now))
+        orders += self._under_way.begin_all(lambda ticket: self.staging.next("remote", ticket, now))
         if writable and not self.is_away:
             while self._refused and self._refused[0][0] <= now:
                 self.demotions.retry(self._refused.popleft()[1])
             orders += self._erasures(now)
-            orders += self._drain(lambda ticket: self.demotions.next(ticket, now))
+            orders += self._under_way.begin_all(lambda ticket: self.demotions.next(ticket, now))
         return orders
 
     def _telling(self, number: int) -> Remember:
-        return Remember(next(self._tickets), self._remember.pop(number), number, 0)
+        return Remember(self._under_way.ticket(), self._remember.pop(number), number, 0)
 
     def _seeks(self, now: float) -> Iterator[Seek]:
         if self.is_away:
@@ -180,36 +179,25 @@ class Away:
                 self.known.fail(seek.ticket, keys)
                 self.answered.append(seek.ticket)
             self._to_ask.clear()
-        while self._to_ask and len(self._under_way) < MOVES_MAX:
+        while self._to_ask and self._under_way.room:
             question = _Question(*self._to_ask.pop(0), now)
             self._questions[question.seek.ticket] = question
-            self._order(question.seek)
+            self._under_way.begin(question.seek)
             yield question.seek
 
     def _erasures(self, now: float) -> Iterator[Erase]:
         while self._once_more and next(iter(self._once_more.values()))[1] <= now:
             key, (namespace, _) = self._once_more.popitem(last=False)
             self._to_erase[key] = namespace
-        for _ in range(min(len(self._to_erase), MOVES_MAX - len(self._under_way))):  # of millions, perhaps
+        for _ in range(min(len(self._to_erase), self._under_way.room)):  # of millions, perhaps
             key, namespace = self._to_erase.popitem(last=False)
             if self.staging.is_reading_key(key) or self.demotions.is_writing(key):
                 self._to_erase[key] = namespace
             else:
                 self.known.missing(key, now)
-                order = Erase(next(self._tickets), 0, 0, key, namespace)
-                self._order(order)
+                order = Erase(self._under_way.ticket(), 0, 0, key, namespace)
+                self._under_way.begin(order)
                 yield order
-
-    def _drain(self, following: Callable[[int], Transfer | None]) -> Iterator[Transfer]:
-        while len(self._under_way) < MOVES_MAX:
-            order = following(next(self._tickets))
-            if order is None:
-                return
-            yield self._order(order)
-
-    def _order(self, order: Transfer) -> Transfer:
-        self._under_way[order.ticket] = order
-        return order
 
     # --- what came of them -------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ Promote        (staging.py)
 Flush          when everything that was waiting has been written or refused
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -20,7 +19,7 @@ from kvtier.extents import Extents
 from kvtier.ram import Ram
 from kvtier.staging import Staging, Wanted
 from kvtier.stats import Stats
-from kvtier.transfer import MOVES_MAX, Demote, Erase, Finished, Flush, Forget, Promote, Remember, Transfer, is_of_origin
+from kvtier.transfer import Demote, Erase, Finished, Flush, Forget, Promote, Remember, Transfer, UnderWay, is_of_origin
 
 
 class DriveSource:
@@ -60,8 +59,7 @@ class Lower:
         staging.attach(DriveSource(extents, link))
         self.on_arrival: Callable[[int], None] = lambda slot: None  # whoever else writes what comes into this slot
         self._stats = stats
-        self._tickets = itertools.count(1)
-        self._under_way: dict[int, Transfer] = {}
+        self._under_way = UnderWay()
         self._remember: dict[bytes, tuple[int, int]] = {}  # digest -> number, epoch; not yet ordered
         self._forget: list[tuple[int, int]] = []  # reclaimed extents; not yet ordered
         self._to_erase: list[int] = []  # places; not yet ordered
@@ -77,14 +75,14 @@ class Lower:
 
     def transfers(self, now: float, writable: bool) -> list[Transfer]:
         """What is to be started now. Reads first."""
-        orders: list[Transfer] = list(self._drain(lambda ticket: self.staging.next("nvme", ticket, now)))
+        orders: list[Transfer] = list(self._under_way.begin_all(lambda ticket: self.staging.next("nvme", ticket, now)))
         if writable:
             orders += self._writes(now)
         return orders
 
     def _writes(self, now: float) -> Iterator[Transfer]:
         for digest, (number, epoch) in self._remember.items():
-            yield self._order(Remember(next(self._tickets), digest, number, epoch))
+            yield self._under_way.begin(Remember(self._under_way.ticket(), digest, number, epoch))
         self._remember.clear()
         while self.extents.is_short() and (reclaimed := self.extents.reclaim()) is not None:
             first, end, keys = reclaimed
@@ -96,24 +94,24 @@ class Lower:
                 if key not in self._ram.index:
                     self._ram.ghosts.add(key, "its room on the drives was needed")
         for first, end in self._forget:
-            yield self._order(Forget(next(self._tickets), first, end))
+            yield self._under_way.begin(Forget(self._under_way.ticket(), first, end))
         self._forget.clear()
         yield from self._erasures()
-        yield from self._drain(lambda ticket: self.demotions.next(ticket, now))
+        yield from self._under_way.begin_all(lambda ticket: self.demotions.next(ticket, now))
         if self.demotions.is_awaited and any(isinstance(order, Remember) for order in self._under_way.values()):
             return  # should it fail, blocks would be durable of a namespace that isn't, which is nothing
         for flush in self.demotions.awaited():
-            order = Flush(next(self._tickets))
+            order = Flush(self._under_way.ticket())
             self._flush_of[order.ticket] = flush
-            yield self._order(order)
+            yield self._under_way.begin(order)
 
     def _erasures(self) -> Iterator[Transfer]:
         later = []
         for place in self._to_erase:
-            if self.staging.is_reading(place) or len(self._under_way) >= MOVES_MAX:
+            if self.staging.is_reading(place) or not self._under_way.room:
                 later.append(place)
             else:
-                yield self._order(Erase(next(self._tickets), place, self.extents.size(place)))
+                yield self._under_way.begin(Erase(self._under_way.ticket(), place, self.extents.size(place)))
         self._to_erase = later
 
     def finished(self, done: Finished, now: float) -> None:
@@ -255,14 +253,3 @@ class Lower:
     def is_idle(self) -> bool:
         """Nothing is under way and nothing waits."""
         return not (self._under_way or self.demotions.waiting or self._remember or self._forget or self._to_erase)
-
-    def _drain(self, following: Callable[[int], Transfer | None]) -> Iterator[Transfer]:
-        while len(self._under_way) < MOVES_MAX:
-            order = following(next(self._tickets))
-            if order is None:
-                return
-            yield self._order(order)
-
-    def _order(self, order: Transfer) -> Transfer:
-        self._under_way[order.ticket] = order
-        return order

@@ -12,6 +12,8 @@ A place is named like a slot: by its number, offset / SLOT_UNIT in the tier's ow
 their keys ignores it, and a checksum too: it goes by the key and its namespace.
 """
 
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kvtier.block import BlockKey
@@ -92,6 +94,33 @@ class Seek:
 
 
 Transfer = Demote | Promote | Forget | Erase | Flush | Remember | Seek
+
+
+class UnderWay(dict[int, Transfer]):
+    """The orders of one tier that did not finish yet, by ticket. No ticket is given twice."""
+
+    def __init__(self) -> None:
+        self._tickets = itertools.count(1)
+
+    def ticket(self) -> int:
+        return next(self._tickets)
+
+    def begin(self, order: Transfer) -> Transfer:
+        self[order.ticket] = order
+        return order
+
+    @property
+    def room(self) -> int:
+        """How many more reads and writes may begin."""
+        return max(0, MOVES_MAX - len(self))
+
+    def begin_all(self, following: Callable[[int], Transfer | None]) -> Iterator[Transfer]:
+        """What this gives for one ticket after the other, until it gives nothing or there is no room."""
+        while self.room:
+            order = following(self.ticket())
+            if order is None:
+                return
+            yield self.begin(order)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,9 @@ class Scheduler:
             n = int(number)
             keys = pack_keys(block_key(client.secret, b"block %d" % i) for i in range(n))
             if word == "save":
+                while client.slots_at_hand < n:  # it may be ready before its slots are here
+                    client.poll(time.monotonic())
+                    time.sleep(POLL_S)
                 slots = client.borrow(n)
                 client.commit(keys, slots, client.generation, now)
                 tell(saved=slots)

@@ -1,13 +1,11 @@
 """kvtier drain, with a real kvtierd: what it was good for survives, and the exit code says whether all of it does."""
 
 import json
-from collections.abc import Iterator
 
-import pytest
 from admin_caller import caller_of, listed
 from chat import BLOCK, Chat, nvme_settings, turn
 from kvtierd import PATIENCE_S, KVTierd, eventually, root_file, some_keys
-from remote.servers import Absent, Redis, redis_or_valkey
+from remote.servers import Redis
 from terminal import run_here
 
 from kvtier import observer
@@ -20,16 +18,6 @@ def drained(daemon: KVTierd, status: int = 0) -> tuple[dict, str]:
     ended = run_here("kvtier", "drain", "--json", "--socket", daemon.socket)
     assert ended.returncode == status, ended.stderr
     return json.loads(ended.stdout), ended.stderr
-
-
-@pytest.fixture
-def remote(tmp_path) -> Iterator[Redis]:
-    try:
-        program = redis_or_valkey()
-    except Absent as reason:
-        pytest.skip(str(reason))
-    with Redis(tmp_path / "remote", program) as server:
-        yield server
 
 
 def settings(tmp_path, remote: Redis) -> dict[str, object]:

@@ -8,18 +8,8 @@ import pytest
 from admin_caller import caller_of
 from chat import Chat, turn
 from kvtierd import KVTierd, eventually, root_file, some_keys
-from remote.servers import Absent, Redis, redis_or_valkey
+from remote.servers import Redis
 from terminal import run_here
-
-
-@pytest.fixture
-def remote(tmp_path) -> Iterator[Redis]:
-    try:
-        program = redis_or_valkey()
-    except Absent as reason:
-        pytest.skip(str(reason))
-    with Redis(tmp_path / "remote", program) as server:
-        yield server
 
 
 @pytest.fixture

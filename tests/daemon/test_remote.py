@@ -1,13 +1,12 @@
 """The remote tier through the socket, with a real server and real bytes: what one node saved another finds, or nobody."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from chat import Chat, nvme_settings
 from kvtierd import KVTierd, eventually
-from remote.servers import Absent, Redis, redis_program, valkey_program
+from remote.servers import Absent, Redis, redis_or_valkey
 from terminal import run
 
 from kvtier import observer
@@ -17,30 +16,6 @@ from kvtier.secret_file import write_root
 BLOCKS = 12
 DRAIN_S = 25  # of a node; what takes less did not wait for all of it
 PASSWORD = "a p@ss/word"
-
-
-def program() -> Path:
-    try:
-        return valkey_program()
-    except Absent:
-        return redis_program()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Redis]:
-    """Not started yet."""
-    try:
-        server = Redis(tmp_path / "server", program())
-    except Absent as reason:
-        pytest.skip(str(reason))
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def running(server: Redis) -> Redis:
-    server.start()
-    return server
 
 
 @pytest.fixture
@@ -79,35 +54,35 @@ def finds(chat: Chat, keys: bytes) -> bool:
 def asked(chat: Chat, keys: bytes) -> int:
     """How many were found when the remote had answered."""
     found = chat.load(keys)
-    eventually(lambda: chat.daemon.counter("remote_asked_keys") and not remote(chat.daemon)["asked"])
+    eventually(lambda: chat.daemon.counter("remote_asked_keys") and not state_of(chat.daemon)["asked"])
     return found + chat.load(keys)
 
 
-def remote(daemon: KVTierd) -> dict:
+def state_of(daemon: KVTierd) -> dict:
     return daemon.snapshot()["tiers"]["remote"]
 
 
 # --- two nodes ---------------------------------------------------------------------------------------------------
 
 
-def test_what_one_node_saved_another_finds(tmp_path, running, secret):
-    with node(tmp_path / "a", running.url, secret) as here, node(tmp_path / "b", running.url, secret) as there:
+def test_what_one_node_saved_another_finds(tmp_path, remote, secret):
+    with node(tmp_path / "a", remote.url, secret) as here, node(tmp_path / "b", remote.url, secret) as there:
         with Chat(here) as chat, Chat(there) as other:
             keys = share(chat)
             assert keys_of(other) == keys
             eventually(lambda: finds(other, keys))
         assert there.counter("remote_promoted_blocks") == BLOCKS
         assert here.counter("remote_promoted_blocks") == 0
-        seen = remote(there)
-    assert (seen["url"], seen["breaker"], seen["read_only"]) == (running.url, "closed", False)
+        seen = state_of(there)
+    assert (seen["url"], seen["breaker"], seen["read_only"]) == (remote.url, "closed", False)
     assert seen["known_there"] == BLOCKS and seen["read_bytes"] == BLOCKS * 1024**2
 
 
-def test_a_node_with_another_secret_finds_nothing(tmp_path, running, secret):
+def test_a_node_with_another_secret_finds_nothing(tmp_path, remote, secret):
     write_root(tmp_path / "another")
     with (
-        node(tmp_path / "a", running.url, secret) as here,
-        node(tmp_path / "b", running.url, tmp_path / "another") as there,
+        node(tmp_path / "a", remote.url, secret) as here,
+        node(tmp_path / "b", remote.url, tmp_path / "another") as there,
         Chat(here) as chat,
         Chat(there) as other,
     ):
@@ -116,10 +91,10 @@ def test_a_node_with_another_secret_finds_nothing(tmp_path, running, secret):
         assert asked(other, keys_of(other)) == 0
 
 
-def test_an_engine_of_another_model_finds_nothing_even_by_the_same_keys(tmp_path, running, secret):
+def test_an_engine_of_another_model_finds_nothing_even_by_the_same_keys(tmp_path, remote, secret):
     with (
-        node(tmp_path / "a", running.url, secret) as here,
-        node(tmp_path / "b", running.url, secret) as there,
+        node(tmp_path / "a", remote.url, secret) as here,
+        node(tmp_path / "b", remote.url, secret) as there,
         Chat(here, "one") as chat,
         Chat(there, "two") as other,
     ):
@@ -129,8 +104,8 @@ def test_an_engine_of_another_model_finds_nothing_even_by_the_same_keys(tmp_path
         assert asked(other, keys) == 0, "a namespace is part of a name"
 
 
-def test_a_node_that_lost_its_ram_finds_what_it_had_shared(tmp_path, running, secret):
-    with node(tmp_path / "a", running.url, secret) as daemon:
+def test_a_node_that_lost_its_ram_finds_what_it_had_shared(tmp_path, remote, secret):
+    with node(tmp_path / "a", remote.url, secret) as daemon:
         with Chat(daemon) as chat:
             keys = share(chat)
         daemon.restart()
@@ -146,34 +121,34 @@ def test_a_remote_that_is_not_there_at_the_start_is_said_and_used_when_it_comes(
         keys = keys_of(chat)
         chat.save(keys)
         assert chat.load(keys) == BLOCKS
-        eventually(lambda: (chat.load(keys_of(chat, "nobody's")), remote(daemon)["breaker"] != "closed")[1])
+        eventually(lambda: (chat.load(keys_of(chat, "nobody's")), state_of(daemon)["breaker"] != "closed")[1])
         assert "left alone for " in run("kvtier", "stats", "-1", "--socket", daemon.socket).stdout
         server.start()
-        eventually(lambda: remote(daemon)["breaker"] == "closed")
+        eventually(lambda: state_of(daemon)["breaker"] == "closed")
         share(chat, "later")
 
 
 @pytest.mark.parametrize("fault", ["kill", "freeze"])
-def test_what_is_local_is_served_as_ever_by_a_node_whose_remote_fails(tmp_path, running, secret, fault):
-    with node(tmp_path / "a", running.url, secret) as daemon, Chat(daemon) as chat:
+def test_what_is_local_is_served_as_ever_by_a_node_whose_remote_fails(tmp_path, remote, secret, fault):
+    with node(tmp_path / "a", remote.url, secret) as daemon, Chat(daemon) as chat:
         keys = share(chat)
-        getattr(running, fault)()
+        getattr(remote, fault)()
         for n in range(50):
             assert chat.load(keys) == BLOCKS
             slots = chat.engine.lookup(keys_of(chat, f"nobody's {n}", 2))
             assert slots == [ABSENT] * 2
-        eventually(lambda: remote(daemon)["is_away"])
+        eventually(lambda: state_of(daemon)["is_away"])
         assert chat.load(keys) == BLOCKS
-        running.thaw() if fault == "freeze" else running.start()
-        eventually(lambda: not remote(daemon)["is_away"])
+        remote.thaw() if fault == "freeze" else remote.start()
+        eventually(lambda: not state_of(daemon)["is_away"])
         share(chat, "later")
 
 
 # --- the end -----------------------------------------------------------------------------------------------------
 
 
-def test_at_sigterm_what_is_worth_it_is_written_to_the_remote(tmp_path, running, secret):
-    with node(tmp_path / "a", running.url, secret) as here, node(tmp_path / "b", running.url, secret) as there:
+def test_at_sigterm_what_is_worth_it_is_written_to_the_remote(tmp_path, remote, secret):
+    with node(tmp_path / "a", remote.url, secret) as here, node(tmp_path / "b", remote.url, secret) as there:
         with Chat(here) as chat:
             keys = keys_of(chat)
             chat.save(keys)
@@ -185,12 +160,12 @@ def test_at_sigterm_what_is_worth_it_is_written_to_the_remote(tmp_path, running,
 
 
 @pytest.mark.parametrize("drives", [False, True])
-def test_sigterm_with_a_frozen_remote_ends_before_its_time_is_up(tmp_path, running, secret, drives):
+def test_sigterm_with_a_frozen_remote_ends_before_its_time_is_up(tmp_path, remote, secret, drives):
     """And what the drives take is written."""
     more = nvme_settings(tmp_path) if drives else {}
-    with node(tmp_path / "a", running.url, secret, **more) as daemon, Chat(daemon) as chat:
+    with node(tmp_path / "a", remote.url, secret, **more) as daemon, Chat(daemon) as chat:
         share(chat)
-        running.freeze()
+        remote.freeze()
         keys = keys_of(chat, "never shared")
         chat.save(keys)
         assert chat.load(keys) == BLOCKS
@@ -212,8 +187,8 @@ def test_a_full_remote_stops_writes_only_and_holds_up_no_end(tmp_path, server, s
         keys = keys_of(chat)
         chat.save(keys)
         assert chat.load(keys) == BLOCKS
-        eventually(lambda: remote(daemon)["read_only"])
-        seen = remote(daemon)
+        eventually(lambda: state_of(daemon)["read_only"])
+        seen = state_of(daemon)
         assert (seen["is_away"], seen["breaker"]) == (False, "closed")
         assert asked(chat, keys_of(chat, "nobody's")) == 0, "it is asked all the same"
         assert daemon.counter("remote_failed_demotions") > 0
@@ -242,7 +217,7 @@ def test_a_remote_without_a_secret_is_refused_and_the_cure_works(tmp_path):
     made = run("kvtier", "secret", file)
     assert (made.returncode, made.stdout, file.stat().st_mode & 0o777) == (0, "", 0o600)
     with daemon:
-        assert remote(daemon)["known_there"] == 0
+        assert state_of(daemon)["known_there"] == 0
     again = run("kvtier", "secret", file)
     assert again.returncode == 2 and "is there already" in again.stderr
     file.chmod(0o644)
@@ -254,7 +229,7 @@ def test_a_secret_that_is_printed_is_another_one_each_time():
     assert [len(bytes.fromhex(secret)) for secret in printed] == [32, 32] and printed[0] != printed[1]
 
 
-def test_drives_that_are_of_another_secret_begin_empty_and_say_so_once(tmp_path, running, secret):
+def test_drives_that_are_of_another_secret_begin_empty_and_say_so_once(tmp_path, remote, secret):
     daemon = KVTierd(tmp_path, nvme_settings(tmp_path))
     with daemon:
         with Chat(daemon) as chat:
@@ -262,7 +237,7 @@ def test_drives_that_are_of_another_secret_begin_empty_and_say_so_once(tmp_path,
             chat.save(of_old)
             assert observer.flush(daemon.socket, 30)
         daemon.kill()
-        daemon._settings |= {"remote.url": running.url, "remote.secret_file": secret}
+        daemon._settings |= {"remote.url": remote.url, "remote.secret_file": secret}
         for life in range(2):
             daemon.start()
             assert daemon.said().count("is of another root secret: 12 blocks there are forgotten") == 1
@@ -280,7 +255,7 @@ def test_drives_that_are_of_another_secret_begin_empty_and_say_so_once(tmp_path,
 
 def test_a_password_is_used_and_shown_nowhere(tmp_path, secret):
     try:
-        server = Redis(tmp_path / "server", program(), password=PASSWORD)
+        server = Redis(tmp_path / "server", redis_or_valkey(), password=PASSWORD)
     except Absent as reason:
         pytest.skip(str(reason))
     file = tmp_path / "password"
@@ -301,8 +276,8 @@ def test_a_password_is_used_and_shown_nowhere(tmp_path, secret):
         server.password = "another"
         server.start()
         with Chat(daemon) as chat:
-            eventually(lambda: (chat.load(keys_of(chat, "nobody's")), remote(daemon)["breaker"] != "closed")[1])
-        state = remote(daemon)
+            eventually(lambda: (chat.load(keys_of(chat, "nobody's")), state_of(daemon)["breaker"] != "closed")[1])
+        state = state_of(daemon)
         shown += [str(state), daemon.said()]
     assert not any(PASSWORD in text for text in shown)
     assert not any(bytes.fromhex(secret.read_text().strip()).hex() in text for text in shown)
@@ -312,13 +287,13 @@ def test_a_password_is_used_and_shown_nowhere(tmp_path, secret):
 # --- what people see ---------------------------------------------------------------------------------------------
 
 
-def test_stats_and_top_show_the_remote(tmp_path, running, secret):
-    with node(tmp_path / "a", running.url, secret) as daemon:
+def test_stats_and_top_show_the_remote(tmp_path, remote, secret):
+    with node(tmp_path / "a", remote.url, secret) as daemon:
         with Chat(daemon) as chat:
             share(chat)
         stats = run("kvtier", "stats", "-1", "--socket", daemon.socket).stdout
         top = run("kvtier", "top", "--socket", daemon.socket).stdout
-    (line,) = [line for line in stats.splitlines() if line.startswith(running.url)]
+    (line,) = [line for line in stats.splitlines() if line.startswith(remote.url)]
     assert line.split()[1:3] == ["good", "12"] and "12 MiB" in line
-    assert f"remote: {running.url}, " in top
+    assert f"remote: {remote.url}, " in top
     assert "remote_demoted_blocks" in stats

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import importlib.util
 import json
+import os
 import shutil
 import signal
 import socket
@@ -103,8 +104,10 @@ class Server:
             self.process = None
 
     def freeze(self) -> None:
+        """Returns when it stands still: until then its threads may answer."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self) -> None:
         assert self.process is not None

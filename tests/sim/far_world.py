@@ -13,8 +13,6 @@ sessions are forgotten by wish, weights change on one node and not on the other.
 from __future__ import annotations
 
 import heapq
-import itertools
-import random
 from collections import Counter, deque
 from collections.abc import Callable
 
@@ -22,6 +20,7 @@ from kvtier.block import namespace_digest
 from kvtier.store import BlockStore
 
 from . import invariants_far
+from .clock import Clock
 from .far_model import FarLuck, FarStore
 from .node import Node
 from .simulation import BROKEN, EVENTS_SHOWN, SLAB, Namespace
@@ -38,15 +37,14 @@ FAR_LUCK = (
 TROUBLE_S = 3.0  # from one trouble of the remote to the next, on the mean
 
 
-class FarWorld:
+class FarWorld(Clock):
     slab = SLAB
 
     def __init__(self, seed: int, plant: Callable[[BlockStore], None] = lambda store: None) -> None:
-        self.seed, self.plant, self.random = seed, plant, random.Random(seed)
-        self.now, self.events = 0.0, 0
+        super().__init__(seed)
+        self.plant = plant
+        self.events = 0
         self.log: deque[str] = deque(maxlen=EVENTS_SHOWN)
-        self._due: list[tuple[float, int, str, Callable[[], None]]] = []
-        self._numbers = itertools.count()
         self.far = FarStore(self.random, self.random.choice((12, 400, 400)), self.random.choice(FAR_LUCK))
         self.believed_s = self.random.choice(
             ((4.0, 2.2), (2.5, 2.5))
@@ -74,21 +72,6 @@ class FarWorld:
             error.add_note("\n".join([f"seed {self.seed}; the last events:", *self.log, again]))
             raise
         return sum((node.counts for node in self.nodes), Counter())
-
-    # --- for nodes ---------------------------------------------------------------------------------------------
-
-    def after(self, seconds: float, what: str, action: Callable[[], None]) -> None:
-        self.at(self.now + seconds, what, action)
-
-    def at(self, when: float, what: str, action: Callable[[], None]) -> None:
-        heapq.heappush(self._due, (when, next(self._numbers), what, action))
-
-    def chance(self, probability: float) -> bool:
-        return self.random.random() < probability
-
-    def delay(self, mean: float) -> float:
-        """Mostly short, now and then very long."""
-        return self.random.expovariate(1 / mean) * (20 if self.chance(0.03) else 1)
 
     # --- how ---------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
+from kvtier.away import Away
+from kvtier.lower import Lower
+from kvtier.ram import Ram
 from kvtier.store import BlockStore
 from kvtier.transfer import Demote, Finished, Forget, Promote, Remember
 
@@ -18,34 +21,32 @@ class Blind(dict):
         return otherwise
 
 
-def lie_about_faults(store: BlockStore, kind: type) -> None:
+def lie_about_faults(tier: Lower | Away, kind: type) -> None:
     """Whatever failed, this kind of order is taken for done."""
-    lower = store.lower
-    sound = lower.finished
+    sound = tier.finished
 
     def finished(done: Finished, now: float) -> None:
-        failed = isinstance(lower._under_way[done.ticket], kind) and done.fault
+        failed = isinstance(tier._under_way[done.ticket], kind) and done.fault
         sound(replace(done, fault="") if failed else done, now)
 
-    lower.finished = finished
+    tier.finished = finished
 
 
-def pinned_otherwise(store: BlockStore, **how: Callable) -> None:
-    """What demotions see of RAM, but that they pin in it in another way."""
-    ram = store.ram
-    seen = {name: getattr(ram, name) for name in ("index", "slots", "origin", "stays", "stays_here", "note_below")}
-    store.lower.demotions._ram = SimpleNamespace(**seen, **how)
+def see_ram_otherwise(tier: Lower | Away, ram: Ram, **how: object) -> None:
+    """What its demotions see of RAM."""
+    names = ("index", "slots", "origin", "stays", "stays_here", "note_below", "pin", "unpin")
+    tier.demotions._ram = SimpleNamespace(**{name: getattr(ram, name) for name in names} | how)
 
 
 # --- writes --------------------------------------------------------------------------------------------------
 
 
 def a_write_does_not_pin(store: BlockStore) -> None:
-    pinned_otherwise(store, pin=lambda slots: None, unpin=lambda slots: None)
+    see_ram_otherwise(store.lower, store.ram, pin=lambda slots: None, unpin=lambda slots: None)
 
 
 def a_write_pins_for_ever(store: BlockStore) -> None:
-    pinned_otherwise(store, pin=store.ram.pin, unpin=lambda slots: None)
+    see_ram_otherwise(store.lower, store.ram, unpin=lambda slots: None)
 
 
 def a_key_is_written_twice_at_a_time(store: BlockStore) -> None:
@@ -57,7 +58,7 @@ def writes_have_no_bound(store: BlockStore) -> None:
 
 
 def a_failed_write_is_taken_for_done(store: BlockStore) -> None:
-    lie_about_faults(store, Demote)
+    lie_about_faults(store.lower, Demote)
 
 
 def a_failed_write_is_not_tried_again(store: BlockStore) -> None:
@@ -247,7 +248,7 @@ def an_extent_is_filled_again_before_it_is_forgotten(store: BlockStore) -> None:
 
 
 def a_forget_that_failed_is_taken_for_done(store: BlockStore) -> None:
-    lie_about_faults(store, Forget)
+    lie_about_faults(store.lower, Forget)
 
 
 def an_extent_is_reclaimed_while_it_is_read(store: BlockStore) -> None:
@@ -353,7 +354,7 @@ def the_tier_is_not_told_of_a_reset(store: BlockStore) -> None:
 
 
 def a_remember_that_failed_is_taken_for_done(store: BlockStore) -> None:
-    lie_about_faults(store, Remember)
+    lie_about_faults(store.lower, Remember)
 
 
 def a_flush_is_over_before_the_last_write(store: BlockStore) -> None:
@@ -387,5 +388,5 @@ BUGS_BELOW: list[Callable[[BlockStore], None]] = [
     if callable(plant)
     and getattr(plant, "__module__", "") == __name__
     and plant.__name__.islower()
-    and plant not in (lie_about_faults, pinned_otherwise)
+    and plant not in (lie_about_faults, see_ram_otherwise)
 ]

@@ -1,41 +1,19 @@
 """Bugs planted in what the store does with the remote; see planted_bugs.py."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 
 from kvtier.store import BlockStore
-from kvtier.transfer import Erase, Finished, Promote
+from kvtier.transfer import Erase, Promote
 
-from .planted_bugs_below import Blind
-
-
-def lie_about_far_faults(store: BlockStore, kind: type) -> None:
-    """Whatever failed, this kind of order is taken for done."""
-    away = store.away
-    sound = away.finished
-
-    def finished(done: Finished, now: float) -> None:
-        failed = isinstance(away._under_way[done.ticket], kind) and done.fault
-        sound(replace(done, fault="") if failed else done, now)
-
-    away.finished = finished
-
-
-def see_ram_otherwise(store: BlockStore, **how: object) -> None:
-    """What the remote's demotions see of RAM."""
-    ram = store.ram
-    names = ("index", "slots", "origin", "stays", "stays_here", "note_below", "pin", "unpin")
-    store.away.demotions._ram = SimpleNamespace(**{name: getattr(ram, name) for name in names} | how)
-
+from .planted_bugs_below import Blind, lie_about_faults, see_ram_otherwise
 
 # --- what goes there ---------------------------------------------------------------------------------------------
 
 
 def what_is_to_stay_on_its_node_is_written(store: BlockStore) -> None:
-    see_ram_otherwise(store, stays_here=np.zeros(store.ram.slots.units, bool))
+    see_ram_otherwise(store.away, store.ram, stays_here=np.zeros(store.ram.slots.units, bool))
 
 
 def what_a_reset_ended_is_written(store: BlockStore) -> None:
@@ -43,11 +21,11 @@ def what_a_reset_ended_is_written(store: BlockStore) -> None:
 
 
 def what_is_written_is_not_pinned(store: BlockStore) -> None:
-    see_ram_otherwise(store, pin=lambda slots: None, unpin=lambda slots: None)
+    see_ram_otherwise(store.away, store.ram, pin=lambda slots: None, unpin=lambda slots: None)
 
 
 def what_was_written_stays_pinned(store: BlockStore) -> None:
-    see_ram_otherwise(store, unpin=lambda slots: None)
+    see_ram_otherwise(store.away, store.ram, unpin=lambda slots: None)
 
 
 def more_is_written_than_the_rate_allows(store: BlockStore) -> None:
@@ -58,7 +36,7 @@ def more_is_written_than_the_rate_allows(store: BlockStore) -> None:
 
 
 def what_did_not_come_whole_is_offered(store: BlockStore) -> None:
-    lie_about_far_faults(store, Promote)
+    lie_about_faults(store.away, Promote)
 
 
 def what_is_read_from_there_is_read_twice_at_a_time(store: BlockStore) -> None:
@@ -86,7 +64,7 @@ def what_is_forgotten_stays_there(store: BlockStore) -> None:
 
 
 def an_erasure_there_that_failed_is_taken_for_done(store: BlockStore) -> None:
-    lie_about_far_faults(store, Erase)
+    lie_about_faults(store.away, Erase)
 
 
 BUGS_FAR: list[Callable[[BlockStore], None]] = [
@@ -95,5 +73,5 @@ BUGS_FAR: list[Callable[[BlockStore], None]] = [
     if callable(plant)
     and getattr(plant, "__module__", "") == __name__
     and plant.__name__.islower()
-    and plant not in (lie_about_far_faults, see_ram_otherwise)
+    and plant not in (lie_about_faults, see_ram_otherwise)
 ]

@@ -169,7 +169,7 @@ def it_is_never_through(store: BlockStore) -> None:
 
 
 def an_erasure_that_failed_is_taken_for_done(store: BlockStore) -> None:
-    lie_about_faults(store, Erase)
+    lie_about_faults(store.lower, Erase)
 
 
 def a_place_is_erased_while_it_is_read(store: BlockStore) -> None:

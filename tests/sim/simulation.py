@@ -28,8 +28,6 @@ real drives (tests of the tiers).
 
 import functools
 import heapq
-import itertools
-import random
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +41,7 @@ from kvtier.store import BlockStore
 from . import invariants, invariants_below, invariants_decisions, invariants_sessions
 from .arena_model import ArenaModel, Meaning, content_of
 from .choices import Choices
+from .clock import Clock
 from .dead_remote import DeadRemote
 from .drives import Drives
 from .engine_model import BUSY_UNTIL, EngineModel
@@ -79,7 +78,7 @@ class Namespace:
     is_chain: bool
 
 
-class Simulation(Judged):
+class Simulation(Clock, Judged):
     reset_chance = 0.15  # that somebody resets while a lookup waits
 
     def __init__(
@@ -92,9 +91,7 @@ class Simulation(Judged):
     ) -> None:
         """`plant` breaks the store on purpose, `habits` what stands around it; both to see whether that is noticed.
         `has_gpu`: some of what is in RAM has a copy on a device. `has_dead_remote`: a remote that never answers."""
-        self.random = random.Random(seed)
-        self.seed = seed
-        self.now = 0.0
+        super().__init__(seed)
         self.events = 0
         self.log: deque[str] = deque(maxlen=EVENTS_SHOWN)
         self.habits = habits
@@ -106,8 +103,6 @@ class Simulation(Judged):
         self._store_was_called = False  # else a step was an engine's own affair, or a copy's
         self._only_ticked = False
         self._changes_seen = 0
-        self._due: list[tuple[float, int, str, Callable[[], None]]] = []
-        self._numbers = itertools.count()
         capacity = self.random.randint(2, 3 if has_drives(seed) else 6) * SLAB  # what is in RAM isn't read from a drive
         lend_share = self.random.choice((0.25, 0.5, 0.5) if has_drives(seed) else (0.1, 0.25, 0.5))
         lease_share = self.random.choice((0.3, 0.6, 0.9) if has_drives(seed) else (0.1, 0.3, 0.6))
@@ -146,19 +141,6 @@ class Simulation(Judged):
             raise
 
     # --- for engines -----------------------------------------------------------------------------------------
-
-    def after(self, seconds: float, what: str, action: Callable[[], None]) -> None:
-        self.at(self.now + seconds, what, action)
-
-    def at(self, when: float, what: str, action: Callable[[], None]) -> None:
-        heapq.heappush(self._due, (when, next(self._numbers), what, action))
-
-    def chance(self, probability: float) -> bool:
-        return self.random.random() < probability
-
-    def delay(self, mean: float) -> float:
-        """Mostly short, now and then very long."""
-        return self.random.expovariate(1 / mean) * (20 if self.chance(0.03) else 1)
 
     def learn(self, key: BlockKey, meaning: Meaning, units: int) -> None:
         """An engine uses this key for this content. Two contents under one key would be a lie by construction."""
