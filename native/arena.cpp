@@ -1,18 +1,23 @@
 #include "arena.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <stdexcept>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "procfs.h"
@@ -33,7 +38,8 @@ namespace {
 
 constexpr int kPreferred = 1;        // MPOL_PREFERRED: this node while it has room, then the others
 constexpr int kNumaNodesMax = 1024;  // as the kernel's
-constexpr std::size_t kPopulatePiece = std::size_t{64} << 20;
+constexpr std::size_t kPopulatePiece = std::size_t{16} << 20;
+constexpr unsigned kPopulateThreads = 8;  // no processor takes memory as fast as several, least of all a virtual one
 constexpr std::size_t kSmallPage = 4096;
 constexpr int kCollapseTries = 3;  // a long-running machine is fragmented: after this many failures, stop paying for it
 
@@ -61,12 +67,12 @@ int advise(std::byte* address, std::size_t size, int advice) {
 }
 
 // Kernels before 5.14 have no MADV_POPULATE_WRITE: a write to each page does the same, though it is killed, not told,
-// when memory runs out.
+// when memory runs out. It changes no byte, and loses none that somebody writes beside it: the arena may be in use.
 int populate_write(std::byte* address, std::size_t size) {
   const int failure = advise(address, size, MADV_POPULATE_WRITE);
   if (failure != EINVAL) return failure;
   for (std::size_t at = 0; at < size; at += kSmallPage)
-    reinterpret_cast<volatile std::byte*>(address)[at] = std::byte{0};
+    __atomic_fetch_or(reinterpret_cast<unsigned char*>(address + at), 0, __ATOMIC_RELAXED);
   return 0;
 }
 
@@ -77,6 +83,65 @@ int collapse(std::byte* address, std::size_t size) {
     if (const int failure = populate_write(address + at, kSmallPage)) return failure;
   return advise(address, size, MADV_COLLAPSE);
 }
+
+// That this process may run on.
+std::size_t processors() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? static_cast<std::size_t>(CPU_COUNT(&set)) : 1;
+}
+
+// Takes the pages of a mapping, piece by piece, in several threads.
+class Populating {
+ public:
+  Populating(const Mapping& mapping, bool huge) : mapping_(mapping), huge_(huge) {}
+
+  // The next piece. False: there is none, or memory is.
+  bool step() {
+    const std::size_t at = next_.fetch_add(kPopulatePiece);
+    if (at >= mapping_.size() || failure_ != 0) return false;
+    std::byte* const piece = mapping_.address() + at;
+    const std::size_t length = std::min(kPopulatePiece, mapping_.size() - at);
+    if (huge_ && collapse(piece, length) != 0 && (at == 0 || ++collapse_failures_ >= kCollapseTries)) huge_ = false;
+    // Maps what a failed collapse left out; next to free where the piece already lies on 2 MiB pages.
+    const int failure = populate_write(piece, length);
+    int none = 0;
+    if (failure != 0 && failure_.compare_exchange_strong(none, failure)) failed_at_ = at;
+    return failure == 0;
+  }
+
+  // As many as are of use, or as there may be. They are over when there is no next piece.
+  std::vector<std::jthread> more_threads() {
+    std::vector<std::jthread> threads;
+    const std::size_t pieces = (mapping_.size() - 1) / kPopulatePiece;  // but the first
+    try {
+      while (threads.size() + 1 < std::min<std::size_t>(processors(), kPopulateThreads) && threads.size() < pieces)
+        threads.emplace_back([this] {
+          while (step()) {
+          }
+        });
+    } catch (const std::system_error&) {  // of threads: fewer do it too
+    }
+    return threads;
+  }
+
+  // No further piece is begun.
+  void stop() { next_ = mapping_.size(); }
+
+  // To be called when all threads are over.
+  void check() const {
+    if (failure_ == ENOMEM || failure_ == EFAULT)
+      throw NoMemory("memory ran out at " + gib(failed_at_) + " of an arena of " + gib(mapping_.size()));
+    if (failure_ != 0) throw std::system_error(failure_, std::generic_category(), "populating the arena");
+  }
+
+ private:
+  const Mapping& mapping_;
+  std::atomic<std::size_t> next_{0};
+  std::atomic<bool> huge_;
+  std::atomic<int> collapse_failures_{0}, failure_{0};
+  std::size_t failed_at_ = 0;  // of the first failure
+};
 
 Descriptor memory_file(const std::string& name, unsigned flags, std::size_t size) {
   Descriptor fd(memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING | flags));
@@ -184,23 +249,23 @@ void Arena::prefer_node(int numa_node) {
 }
 
 void Arena::populate(const Interrupt& interrupt, bool huge) {
-  int failures = 0;
-  for (std::size_t at = 0; at < mapping_->size(); at += kPopulatePiece) {
-    if (interrupt) interrupt();
-    std::byte* const piece = mapping_->address() + at;
-    const std::size_t length = std::min(kPopulatePiece, mapping_->size() - at);
-    if (huge && collapse(piece, length) != 0) {
-      ++failures;
-      huge = at > 0 && failures < kCollapseTries;
-    }
-    // Maps what a failed collapse left out; next to free where the piece already lies on 2 MiB pages.
-    if (const int failure = populate_write(piece, length)) {
-      if (failure == ENOMEM || failure == EFAULT)
-        throw NoMemory("memory ran out at " + gib(at) + " of an arena of " + gib(mapping_->size()));
-      errno = failure;
-      throw os_error("populating the arena");
+  Populating populating(*mapping_, huge);
+  {
+    std::vector<std::jthread> others;  // joined where this block ends, however it does
+    try {
+      bool more = populating.step();  // alone: it shows whether large pages are to be had
+      if (interrupt) interrupt();
+      if (more) others = populating.more_threads();
+      while (more) {
+        more = populating.step();
+        if (interrupt) interrupt();
+      }
+    } catch (...) {
+      populating.stop();
+      throw;
     }
   }
+  populating.check();
 }
 
 void Arena::lock_pages() {
@@ -216,6 +281,20 @@ void Arena::lock_pages() {
   const std::string most = unlimited ? "unlimited" : std::to_string(limit.rlim_cur >> 20) + " MiB";
   note("arena is not pinned: mlock of " + gib(mapping_->size()) + " failed (" + why + "; the limit is " + most +
        "), so the kernel may swap it out; raise LimitMEMLOCK / ulimit -l, or grant CAP_IPC_LOCK");
+}
+
+std::unique_ptr<Arena> Arena::adopt(int fd, std::int64_t expected, bool pin, const Interrupt& interrupt) {
+  std::unique_ptr<Arena> arena = attach(fd, expected);
+  const std::size_t size = arena->mapping_->size();
+  if ((fcntl(fd, F_GET_SEALS) & (F_SEAL_GROW | F_SEAL_SEAL)) != (F_SEAL_GROW | F_SEAL_SEAL))
+    throw std::invalid_argument("arena is not sealed as its owner seals it");
+  arena->populate(interrupt, false);
+  struct statfs filesystem {};
+  const bool reserved = fstatfs(fd, &filesystem) == 0 && filesystem.f_type == HUGETLBFS_MAGIC;
+  arena->huge_bytes_ =
+      reserved ? size : std::min<std::uint64_t>(huge_mapped_bytes(arena->mapping_->address()), size);
+  if (pin) arena->lock_pages();
+  return arena;
 }
 
 std::unique_ptr<Arena> Arena::attach(int fd, std::int64_t expected) {

@@ -66,6 +66,11 @@ class Arena {
   // Maps an arena that another process created; `fd` stays the caller's.
   static std::unique_ptr<Arena> attach(int fd, std::int64_t size);
 
+  // Takes over an arena that a former owner created and left as it is: no page is cleared, and those that are there are
+  // only mapped. `fd` stays the caller's. Throws std::invalid_argument when it is no such arena, NoMemory, or
+  // std::system_error.
+  static std::unique_ptr<Arena> adopt(int fd, std::int64_t size, bool pin, const Interrupt& interrupt);
+
   // All of these throw std::invalid_argument after close().
   int fd() const;
   std::size_t size() const { return mapping()->size(); }

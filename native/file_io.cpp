@@ -33,6 +33,7 @@ void check(const Transfer& transfer) {
   constexpr std::uint64_t most = std::numeric_limits<std::int64_t>::max();
   if (transfer.fd < 0) throw std::invalid_argument("fd must not be negative");
   if (transfer.size == 0) throw std::invalid_argument("size must not be 0");
+  if (transfer.seal && transfer.size > kSealedBytesMax) throw std::invalid_argument("more than can be sealed at once");
   if (transfer.address == 0) throw std::invalid_argument("address must not be 0");
   if (transfer.size > most || transfer.offset > most - transfer.size || transfer.address > most - transfer.size)
     throw std::invalid_argument("the range is larger than any file or memory");
@@ -44,8 +45,11 @@ std::size_t index(Direction direction) { return static_cast<std::size_t>(directi
 
 // What the kernel is to do next.
 Ring::Range FileIo::Operation::rest() const {
-  const auto size = static_cast<std::uint32_t>(std::min<std::uint64_t>(transfer.size - moved, kLargestRequest));
-  return {transfer.offset + moved, transfer.address + moved, size};
+  const std::uint64_t end = bounce ? ready : transfer.size;
+  const auto size = static_cast<std::uint32_t>(std::min<std::uint64_t>(end - moved, kLargestRequest));
+  const std::uint64_t address = bounce ? reinterpret_cast<std::uint64_t>(bounce->bytes) + moved % Bounce::kBytes
+                                       : transfer.address + moved;
+  return {transfer.offset + moved, address, size};
 }
 
 std::int64_t FileIo::Operation::call() const {
@@ -71,8 +75,60 @@ bool FileIo::Operation::settled_by(std::int64_t result) {
     // Direct I/O can't go on from where a file ends between two sectors.
     error = result == -EINVAL && moved > 0 ? EIO : static_cast<int>(-result);
   }
-  lasted = Clock::now() - handed_over;
+  lasted += Clock::now() - handed_over;
   return true;
+}
+
+bool FileIo::Operation::begin(std::unique_ptr<Bounce>& spare) noexcept {
+  if (writes() && transfer.seal) {
+    try {
+      bounce = spare ? std::move(spare) : std::make_unique<Bounce>(transfer.seal->crypto);
+    } catch (const std::bad_alloc&) {
+      error = ENOMEM;
+      return false;
+    }
+    if (!bounce->sealer.begin(*transfer.seal, true)) error = ENOMEM;
+    if (error != 0 || !go_on()) return false;
+  } else if (writes()) {
+    add_checksum();
+  }
+  handed_over = Clock::now();
+  return true;
+}
+
+bool FileIo::Operation::go_on() noexcept {
+  if (!bounce || moved < ready) return true;
+  if (moved > 0) lasted += Clock::now() - handed_over;
+  const std::uint64_t size = std::min<std::uint64_t>(transfer.size - moved, Bounce::kBytes);
+  ready = moved + size;
+  const auto* const from = reinterpret_cast<const std::uint8_t*>(transfer.address + moved);
+  const bool good = bounce->sealer.update(from, bounce->bytes, size) &&
+                    (ready < transfer.size || bounce->sealer.end(*transfer.seal));
+  if (!good) error = ENOMEM;
+  handed_over = Clock::now();
+  return good;
+}
+
+std::unique_ptr<Bounce> FileIo::Operation::leave_bounce() noexcept {
+  bounce->sealer.drop();
+  return std::move(bounce);
+}
+
+void FileIo::Operation::finish() noexcept {
+  if (writes() || error != 0) return;
+  transfer.seal ? unseal() : add_checksum();
+}
+
+// In place: nobody else has this memory yet.
+void FileIo::Operation::unseal() noexcept {
+  auto* const bytes = reinterpret_cast<std::uint8_t*>(transfer.address);
+  try {
+    Sealer sealer(transfer.seal->crypto);
+    if (!sealer.whole(*transfer.seal, false, bytes, bytes, transfer.size))
+      error = transfer.seal->is_forged ? EBADMSG : ENOMEM;
+  } catch (const std::bad_alloc&) {
+    error = ENOMEM;
+  }
 }
 
 void FileIo::Operation::add_checksum() {
@@ -141,22 +197,21 @@ void FileIo::start_threads(int count) {
 }
 
 void FileIo::run_thread() noexcept {
+  std::unique_ptr<Bounce> spare;
   std::unique_lock lock(mutex_);
   for (;;) {
     wakeups_->work.wait(lock, [this] { return can_start() || drained(); });
     if (!can_start()) return;
     Operation operation{take()};
     lock.unlock();
-    if (operation.writes()) operation.add_checksum();
-    operation.handed_over = Clock::now();
-    while (!operation.settled_by(operation.call())) continue;
+    if (operation.begin(spare))
+      while (!operation.settled_by(operation.call()) && operation.go_on()) continue;
     lock.lock();
     completed(operation);
-    if (!operation.writes() && operation.error == 0) {
-      lock.unlock();
-      operation.add_checksum();
-      lock.lock();
-    }
+    lock.unlock();
+    operation.finish();
+    if (operation.bounce) spare = operation.leave_bounce();
+    lock.lock();
     report(operation);
   }
 }

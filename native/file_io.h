@@ -1,4 +1,4 @@
-// Whole ranges between open files and memory, with their checksums, on threads of its own.
+// Whole ranges between open files and memory, with their checksums or encrypted, on threads of its own.
 #pragma once
 
 #include <array>
@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "aead.h"
 #include "arena.h"
 
 namespace kvtier {
@@ -31,12 +32,13 @@ struct Transfer {
   std::uint64_t address;
   std::uint64_t size;
   std::uint32_t seed;  // the checksum goes on from here
+  std::shared_ptr<Seal> seal = nullptr;  // what is in the file is encrypted with it
 };
 
 struct TransferDone {
   std::uint64_t ticket;
   int error;          // 0, or an errno
-  std::uint32_t crc;  // 0 after an error
+  std::uint32_t crc;  // 0 after an error, and of what is encrypted
   double seconds;     // from the hand-over to the kernel to the completion: neither queue nor checksum are in it
 };
 
@@ -45,6 +47,8 @@ struct TransferDone {
 // * submit() queues one transfer and returns its ticket: 1, 2, 3 ... It never waits for I/O. It refuses when kMaxOps
 //   transfers are submitted and not polled.
 // * The checksum of a read is that of the memory after it, of a write that of the memory before it.
+// * With a seal there is no checksum. A write leaves the memory as it is, and the seal has the tag when it is reported. A
+//   read whose bytes don't fit to the tag is EBADMSG, the seal then says that they are forged, and the memory is zeros.
 // * A transfer is whole or has an error. What the kernel cuts short is continued; EINTR and EAGAIN are tried again.
 //   A file that ends within a read is EIO, a write that moves nothing ENOSPC.
 // * Reads are started before writes, each in their order. As long as a read is queued or in flight, at most

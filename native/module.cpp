@@ -15,6 +15,7 @@
 #include <tuple>
 
 #include "arena.h"
+#include "bind_aead.h"
 #include "bind_cuda.h"
 #include "bind_wire.h"
 #include "bindings.h"
@@ -82,24 +83,24 @@ nb::object checksum_rows(const Flat<std::uint8_t, 2>& rows) {
   });
 }
 
-std::uint64_t submit(FileIo& io, Direction direction, std::array<std::int64_t, 5> numbers) {
+std::uint64_t submit(FileIo& io, Direction direction, std::array<std::int64_t, 5> numbers, const SealOfPython* seal) {
   const auto [fd, offset, address, size, seed] = numbers;
   if (*std::min_element(numbers.begin(), numbers.end()) < 0) throw nb::value_error("no argument may be negative");
   if (fd > std::numeric_limits<int>::max()) throw nb::value_error("fd is too large");
   if (seed > std::numeric_limits<std::uint32_t>::max()) throw nb::value_error("seed must be less than 2**32");
   return io.submit({direction, static_cast<int>(fd), static_cast<std::uint64_t>(offset),
                     static_cast<std::uint64_t>(address), static_cast<std::uint64_t>(size),
-                    static_cast<std::uint32_t>(seed)});
+                    static_cast<std::uint32_t>(seed), seal == nullptr ? nullptr : seal->seal});
 }
 
 std::uint64_t read(FileIo& io, std::int64_t fd, std::int64_t offset, std::int64_t address, std::int64_t size,
-                   std::int64_t seed) {
-  return submit(io, Direction::kRead, {fd, offset, address, size, seed});
+                   std::int64_t seed, const SealOfPython* seal) {
+  return submit(io, Direction::kRead, {fd, offset, address, size, seed}, seal);
 }
 
 std::uint64_t write(FileIo& io, std::int64_t fd, std::int64_t offset, std::int64_t address, std::int64_t size,
-                    std::int64_t seed) {
-  return submit(io, Direction::kWrite, {fd, offset, address, size, seed});
+                    std::int64_t seed, const SealOfPython* seal) {
+  return submit(io, Direction::kWrite, {fd, offset, address, size, seed}, seal);
 }
 
 using Transferred = std::tuple<std::uint64_t, int, std::uint32_t, double>;
@@ -186,6 +187,17 @@ void bind_arena(nb::module_& m) {
                   "Map the arena behind `fd`, received from its owner. The descriptor is duplicated: the caller still\n"
                   "closes its own. Touches no page; `huge_bytes` is 0 (unknown) and `pinned` False.\n\n"
                   "Raises ValueError when the file has another size or is not sealed against shrinking, OSError.")
+      .def_static(
+          "adopt",
+          [](int fd, std::int64_t size, bool pin) {
+            const nb::gil_scoped_release release;
+            return Arena::adopt(fd, size, pin, raise_pending_signal);
+          },
+          "fd"_a, "size"_a, "pin"_a = true,
+          "Take over the arena behind `fd`, which a former owner made by Arena.create, with all that is in it. Its pages\n"
+          "are there: they are mapped, and pinned where that can be had, some milliseconds a GiB on 2 MiB pages; what\n"
+          "can't be had stands in `notes`. The descriptor is duplicated; the GIL is released, and Ctrl-C works.\n\n"
+          "Raises ValueError when the file has another size or other seals, MemoryError, OSError.")
       .def_prop_ro("fd", &Arena::fd, "int: the descriptor, owned by this object; send it over a unix socket.")
       .def_prop_ro(
           "address", [](const Arena& a) { return reinterpret_cast<std::uintptr_t>(a.mapping()->address()); },
@@ -255,12 +267,13 @@ void bind_file_io(nb::module_& m) {
          "and, each with a ring of its own, talk to io_uring; without it every transfer in flight takes a thread.\n"
          "`backend`: \"io_uring\", \"threads\", or \"auto\", which is io_uring where the kernel allows it.\n\n"
          "Raises ValueError, OSError (\"io_uring\" was asked for and refused; no descriptors or threads left).")
-      .def("read", &read, "fd"_a, "offset"_a, "address"_a, "size"_a, "seed"_a = 0,
+      .def("read", &read, "fd"_a, "offset"_a, "address"_a, "size"_a, "seed"_a = 0, "seal"_a = nb::none(),
            "Queue the read of `size` bytes at `offset` to `address` and return its ticket (1, 2, 3 ...). The checksum\n"
-           "goes on from `seed`, over the memory after the read. Never waits for I/O.\n\n"
+           "goes on from `seed`, over the memory after the read. With a `seal` (its tag is that of the bytes in the\n"
+           "file) they are decrypted in place instead, and the checksum is 0. Never waits for I/O.\n\n"
            "Raises ValueError (negative, address or size 0, beyond any file or memory), RuntimeError (closed, or\n"
            "\"queue full\": MAX_OPS transfers are submitted and not polled).")
-      .def("write", &write, "fd"_a, "offset"_a, "address"_a, "size"_a, "seed"_a = 0,
+      .def("write", &write, "fd"_a, "offset"_a, "address"_a, "size"_a, "seed"_a = 0, "seal"_a = nb::none(),
            "Queue the write of `size` bytes at `address` to `offset`, otherwise as read(). The checksum is that of\n"
            "the memory before the write.")
       .def("poll", &poll_transfers,
@@ -352,6 +365,7 @@ NB_MODULE(_native, m) {
   bind_checksums(m);
   bind_key_table(m);
   bind_cuda(m);
+  bind_aead(m);
   bind_wire(m);
   m.def("cpu_copy_path", &copy_path,
         "How large copies are stored on this CPU: \"avx512\" or \"avx2\" (non-temporal), or \"memcpy\".");

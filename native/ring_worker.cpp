@@ -52,14 +52,19 @@ void FileIo::RingWorker::take_completions() {
       continue;
     }
     Operation& operation = operations_[completion->tag];
-    if (!operation.settled_by(completion->result)) {
+    if (!operation.settled_by(completion->result) && operation.go_on())
       hand_over(completion->tag);
-      continue;
-    }
-    landed_.push_back(completion->tag);
-    const std::lock_guard lock(io_.mutex_);
-    io_.completed(operation);
+    else
+      land(completion->tag);
   }
+}
+
+void FileIo::RingWorker::land(std::size_t slot) {
+  Operation& operation = operations_[slot];
+  if (operation.bounce) spare_.push_back(operation.leave_bounce());
+  landed_.push_back(slot);
+  const std::lock_guard lock(io_.mutex_);
+  io_.completed(operation);
 }
 
 void FileIo::RingWorker::start_more() {
@@ -69,13 +74,16 @@ void FileIo::RingWorker::start_more() {
       const std::lock_guard lock(io_.mutex_);
       if (!io_.can_start()) return;
       operation = &operations_[free_.back()];
-      *operation = {io_.take()};
+      *operation = Operation{io_.take()};
     }
     const std::size_t slot = free_.back();
     free_.pop_back();
-    if (operation->writes()) operation->add_checksum();
-    operation->handed_over = Clock::now();
-    hand_over(slot);
+    std::unique_ptr<Bounce> spare;
+    if (operation->transfer.seal && operation->writes() && !spare_.empty()) {
+      spare = std::move(spare_.back());
+      spare_.pop_back();
+    }
+    operation->begin(spare) ? hand_over(slot) : land(slot);
   }
 }
 
@@ -84,11 +92,12 @@ bool FileIo::RingWorker::finish_one() {
   if (landed_.empty()) return false;
   const std::size_t slot = landed_.front();
   Operation& operation = operations_[slot];
-  if (!operation.writes() && operation.error == 0) operation.add_checksum();
+  operation.finish();
   {
     const std::lock_guard lock(io_.mutex_);
     io_.report(operation);
   }
+  operation.transfer.seal.reset();  // and with the last of those who have it goes the key
   landed_.erase(landed_.begin());
   free_.push_back(slot);
   return true;

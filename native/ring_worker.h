@@ -3,9 +3,11 @@
 
 #include <errno.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <future>
+#include <memory>
 #include <optional>
 #include <system_error>
 #include <vector>
@@ -29,6 +31,24 @@ inline void clear_event(const Descriptor& event) {
   static_cast<void>(!eventfd_read(event.get(), &count));
 }
 
+// What is written encrypted is encrypted into this, piece by piece: a piece is on the drive before the next. A page of
+// 2 MiB, where there is one: for direct I/O the kernel looks at each page.
+struct Bounce {
+  static constexpr std::size_t kBytes = std::size_t{2} << 20;
+  static constexpr std::align_val_t kAlign{kBytes};
+
+  explicit Bounce(std::shared_ptr<const Crypto> crypto)
+      : sealer(std::move(crypto)), bytes(static_cast<std::uint8_t*>(::operator new(kBytes, kAlign))) {
+    madvise(bytes, kBytes, MADV_HUGEPAGE);
+  }
+  ~Bounce() { ::operator delete(bytes, kAlign); }
+  Bounce(const Bounce&) = delete;
+  Bounce& operator=(const Bounce&) = delete;
+
+  Sealer sealer;
+  std::uint8_t* const bytes;
+};
+
 // One transfer, from the moment it is taken from the queue.
 struct FileIo::Operation : Queued {
   std::uint64_t moved = 0;
@@ -37,12 +57,19 @@ struct FileIo::Operation : Queued {
   std::uint32_t crc = 0;
   Clock::time_point handed_over{};
   std::chrono::duration<double> lasted{};
+  std::unique_ptr<Bounce> bounce{};  // of a write that is encrypted
+  std::uint64_t ready = 0;           // of such a write: so much is encrypted
 
   bool writes() const { return transfer.direction == Direction::kWrite; }
   Ring::Range rest() const;
   std::int64_t call() const;
   bool settled_by(std::int64_t result);
+  bool begin(std::unique_ptr<Bounce>& spare) noexcept;  // false: an error
+  bool go_on() noexcept;                                // what is to be written next is there; false: an error
+  std::unique_ptr<Bounce> leave_bounce() noexcept;      // when all is written, or an error
+  void finish() noexcept;                               // of what the kernel is done with
   void add_checksum();
+  void unseal() noexcept;
 };
 
 // One ring and its thread. It hands over first and computes then, so that the kernel always has something to do.
@@ -69,6 +96,7 @@ class FileIo::RingWorker {
   void arm();
   void hand_over(std::size_t slot);
   void take_completions();
+  void land(std::size_t slot);
   void start_more();
   bool finish_one();
   bool sleep();
@@ -82,6 +110,7 @@ class FileIo::RingWorker {
   bool armed_ = false;
   std::vector<Operation> operations_;
   std::vector<std::size_t> free_;    // slots
+  std::vector<std::unique_ptr<Bounce>> spare_;  // at most as many as are in flight
   std::vector<std::size_t> landed_;  // slots: completed by the kernel and not reported, oldest first
 };
 

@@ -32,11 +32,14 @@ You guarantee
     `recovered` any more; both survive a crash of the machine. The zeros are on the drive before the record goes, so that
     what a crash leaves in between fails its checksum. Its record goes at once, not with the next that are gathered. What
     a drive keeps of former bytes where nobody can read them is its own business.
+*   A Shred without a fault: the data keys of this tenant are gone from the drive, and stay so after a crash of the machine;
+    a block of it that was demoted before is lost, as "corrupt". What is demoted later gets another key. Where nothing is
+    encrypted it does nothing.
 *   A Flush without a fault: each Demote that had finished before it was started is in `recovered` after a crash of the
     process or of the machine, unless it was forgotten. Bytes are on the drive before any record of them.
-*   After a write or a commit that failed you are for a while `read_only`: Demotes, Forgets, Erases and Remembers finish
-    with a fault at once, and you find out by yourself when it is over. Reads go on. A Forget, an Erase or a Remember
-    that finished with a fault may happen all the same, later, in its place in the order; an Erase by halves too.
+*   After a write or a commit that failed you are for a while `read_only`: Demotes, Forgets, Erases, Remembers and Shreds
+    finish with a fault at once, and you find out by yourself when it is over. Reads go on. A Forget, an Erase, a Remember
+    or a Shred that finished with a fault may happen all the same, later, in its place in the order; an Erase by halves too.
 *   After `close`, `poll` gives what was not polled yet, and whatever is started finishes as "closed".
 
 A tier that finds blocks by their keys (a remote one) ignores places and checksums, and `recovered` is empty: what lies
@@ -86,6 +89,7 @@ class Recovered:
     checksums: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
     remembered: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # digest -> (number, epoch)
     origins: np.ndarray = field(default_factory=lambda: np.empty((0, ORIGIN_BYTES), np.uint8))  # zeros: unknown
+    seals: np.ndarray | None = None  # the tier's own, where blocks are encrypted
 
 
 class Tier(Protocol):

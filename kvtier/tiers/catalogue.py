@@ -2,8 +2,9 @@
 
     records      place (big endian, so that an extent is one range) -> key, checksum, size, namespace, epoch, sequence,
                  origin
+    sealed       instead of these, where blocks are encrypted: with the seal of the block behind its origin
     remembered   digest of a namespace -> its number and epoch
-    meta         the version, the store that the drives belong to, the root secret
+    meta         the version, the store that the drives belong to, the root secret (masked, where blocks are encrypted)
 
 Each row ends with a CRC-32C over itself and its key. At start another process reads the file, each row proves itself,
 and what is good goes into a fresh file that replaces the former; a file that can't be read is kept beside, and the
@@ -27,8 +28,9 @@ from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_UNIT
 from kvtier.errors import DaemonError
 from kvtier.failpoint import reach
 from kvtier.tiers.base import Recovered
-from kvtier.tiers.catalogue_reader import COUNTS, DAMAGED, META, RECORDS, REMEMBERED, TABLES
+from kvtier.tiers.catalogue_reader import COUNTS, DAMAGED, META, RECORDS, REMEMBERED, SEALED, TABLES
 from kvtier.tiers.drives import sync_folder, utc_stamp
+from kvtier.tiers.seals import SEAL_BYTES, SERIAL_BYTES
 from kvtier.transfer import ORIGIN_BYTES, Demote, Forget, Remember
 
 VERSION = 2
@@ -42,36 +44,36 @@ LOST = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.Ver
 
 Entry = bytes | Forget | Remember  # bytes: a record
 
-RECORD = np.dtype(
-    [
-        ("place", ">u4"),
-        ("key", f"V{KEY_BYTES}"),
-        ("checksum", "<u4"),
-        ("units", "<u4"),
-        ("namespace", "<u4"),
-        ("epoch", "<u8"),
-        ("sequence", "<u8"),
-        ("origin", "u1", ORIGIN_BYTES),
-        ("crc", "<u4"),
-    ]
-)
+_COLUMNS: list[tuple[str, str] | tuple[str, str, int]] = [
+    ("place", ">u4"),
+    ("key", f"V{KEY_BYTES}"),
+    ("checksum", "<u4"),
+    ("units", "<u4"),
+    ("namespace", "<u4"),
+    ("epoch", "<u8"),
+    ("sequence", "<u8"),
+    ("origin", "u1", ORIGIN_BYTES),
+]
+RECORD = np.dtype([*_COLUMNS, ("crc", "<u4")])
+SEALED_RECORD = np.dtype([*_COLUMNS, ("seal", "u1", SEAL_BYTES), ("crc", "<u4")])
 _RECORD = struct.Struct(f"<{KEY_BYTES}sIIIQQ{ORIGIN_BYTES}s")  # behind the place, before the crc
 _PLACE, _CRC = struct.Struct(">I"), struct.Struct("<I")
 _REMEMBERED = struct.Struct("<IQ")
 _META = struct.Struct(f"<I16s{SECRET_BYTES}s")
 _META_KEY = b"meta"
 assert TABLES[RECORDS] == (_PLACE.size, _RECORD.size + _CRC.size) and sum(TABLES[RECORDS]) == RECORD.itemsize
+assert sum(TABLES[SEALED]) == SEALED_RECORD.itemsize == RECORD.itemsize + SEAL_BYTES
 assert TABLES[REMEMBERED][1] == _REMEMBERED.size + _CRC.size and TABLES[META][1] == _META.size + _CRC.size
 
 
-def record_of(demote: Demote, checksum: int, sequence: int) -> bytes:
-    """`sequence` grows with each Demote for ever."""
+def record_of(demote: Demote, checksum: int, sequence: int, seal: bytes = b"") -> bytes:
+    """`sequence` grows with each Demote for ever. `seal`: where blocks are encrypted."""
     units = demote.size // SLOT_UNIT
     fields = demote.key, checksum, units, demote.namespace, demote.epoch, sequence, demote.origin  # none: zeros
-    return _sealed(_PLACE.pack(demote.place) + _RECORD.pack(*fields))
+    return _proven(_PLACE.pack(demote.place) + _RECORD.pack(*fields) + seal)
 
 
-def _sealed(row: bytes) -> bytes:
+def _proven(row: bytes) -> bytes:
     return row + _CRC.pack(_native.crc32c(row))
 
 
@@ -90,14 +92,19 @@ class Catalogue:
         *,
         store_is_new: bool = True,
         root: bytes = b"",
+        serials: np.ndarray | None = None,
+        root_mask: bytes = bytes(SECRET_BYTES),
     ) -> None:
         """Takes what survived into `recovered` and begins a fresh file with it. `store`: 16 bytes that name the store
         whose places are meant; `map_bytes_max`: how large the file may grow, 0 for enough; `root`: the secret that keys
-        are made with, empty for one of its own. DaemonError: the former file can't be looked at, or no fresh one
-        written."""
+        are made with, empty for one of its own. Where blocks are encrypted, `serials` are of the data keys that there are:
+        what was encrypted with another is not there; and `root_mask` hides the root. DaemonError: the former file can't be
+        looked at, or no fresh one written."""
         self.path = path
         self.notes: list[str] = []
-        self.quarantined = self.bad_records = self.records = 0
+        self.quarantined = self.bad_records = self.without_key = self.records = 0
+        self._serials, self._root_mask = serials, root_mask
+        self._table, self._row = (RECORDS, RECORD) if serials is None else (SEALED, SEALED_RECORD)
         self._store, self._places, self._extent_units = store, extents * extent_units, extent_units
         self._map_bytes = MAP_BYTES_MIN + self._places * MAP_BYTES_PER_PLACE
         self.map_bytes_max = map_bytes_max or 4 * self._map_bytes
@@ -125,13 +132,13 @@ class Catalogue:
             else:
                 if wanted in (b"", root):
                     remembered = _remembered(tables[REMEMBERED])
-                    return root, self._good_records(tables[RECORDS], remembered), remembered
-                forgotten = f"{len(tables[RECORDS].rows):,} blocks there are forgotten"
+                    return root, self._good_records(tables[self._table], remembered), remembered
+                forgotten = f"{len(tables[self._table].rows):,} blocks there are forgotten"
                 self.notes.append(f"{self.path} is of another root secret: {forgotten}")
         elif not store_is_new:
             self.quarantined += 1
             self.notes.append(f"{self.path} is missing: what lies on the drives is forgotten")
-        return wanted or secrets.token_bytes(SECRET_BYTES), np.empty(0, RECORD), {}
+        return wanted or secrets.token_bytes(SECRET_BYTES), np.empty(0, self._row), {}
 
     def _tables(self) -> tuple[dict[bytes, "Table"], bytes]:
         """All that is in the file, and the root secret. A drive may fail once: the last look decides."""
@@ -152,17 +159,21 @@ class Catalogue:
             raise Unreadable(f"it has version {version}, and this kvtierd knows {VERSION}")
         if store != self._store:
             raise Unreadable("it is of another store")
-        return root
+        return _masked(root, self._root_mask)
 
     def _good_records(self, table: "Table", remembered: dict[bytes, tuple[int, int]]) -> np.ndarray:
         """In the order of places."""
-        rows = _only(table.proof(), table.rows).reshape(-1).view(RECORD)
+        rows = _only(table.proof(), table.rows).reshape(-1).view(self._row)
         rows = _only(self._fits(rows) & _is_current(rows, remembered), rows)
         rows = _newest_of_each_key(rows)
         if not (np.diff(rows["place"].astype(np.int64)) > 0).all():
             rows = rows[np.argsort(rows["place"])]
         rows = _only(~_overlapping(rows), rows)
         self.bad_records = table.odd + len(table.rows) - len(rows)
+        if self._serials is not None:
+            good = len(rows)
+            rows = _only(np.isin(_serials_of(rows), self._serials), rows)
+            self.without_key = good - len(rows)
         return rows
 
     def _fits(self, rows: np.ndarray) -> np.ndarray:
@@ -179,12 +190,12 @@ class Catalogue:
         with self._opened(new) as env:
             tables = {name: env.open_db(name) for name in TABLES}
             with env.begin(write=True) as txn:
-                seal = _sealed(_META_KEY + _META.pack(VERSION, self._store, self.root))
-                txn.put(_META_KEY, seal[len(_META_KEY) :], db=tables[META])
+                meta = _proven(_META_KEY + _META.pack(VERSION, self._store, _masked(self.root, self._root_mask)))
+                txn.put(_META_KEY, meta[len(_META_KEY) :], db=tables[META])
                 for digest, (number, epoch) in remembered.items():
                     txn.put(digest, _remembered_row(digest, number, epoch)[len(digest) :], db=tables[REMEMBERED])
-                rows = struct.iter_unpack("{}s{}s".format(*TABLES[RECORDS]), records.tobytes())
-                txn.cursor(tables[RECORDS]).putmulti(rows, append=True)
+                rows = struct.iter_unpack("{}s{}s".format(*TABLES[self._table]), records.tobytes())
+                txn.cursor(tables[self._table]).putmulti(rows, append=True)
         reach("catalogue_rebuilt_before_replace")
         new.rename(self.path)
         sync_folder(self.path.parent)
@@ -198,7 +209,7 @@ class Catalogue:
 
     def _open(self) -> None:
         self._env = self._opened(self.path)
-        self._records, self._remembered = (self._env.open_db(name, create=False) for name in (RECORDS, REMEMBERED))
+        self._records, self._remembered = (self._env.open_db(name, create=False) for name in (self._table, REMEMBERED))
 
     # --- run time --------------------------------------------------------------------------------------------
 
@@ -306,7 +317,7 @@ def _read(path: Path) -> dict[bytes, Table]:
 
 
 def _remembered_row(digest: bytes, number: int, epoch: int) -> bytes:
-    return _sealed(digest + _REMEMBERED.pack(number, epoch))
+    return _proven(digest + _REMEMBERED.pack(number, epoch))
 
 
 def _remembered(table: Table) -> dict[bytes, tuple[int, int]]:
@@ -325,7 +336,18 @@ def _recovered(records: np.ndarray, remembered: dict[bytes, tuple[int, int]]) ->
         checksums=records["checksum"].astype(np.uint32)[order],
         remembered=dict(remembered),
         origins=records["origin"][order],
+        seals=records["seal"][order] if "seal" in (records.dtype.names or ()) else None,
     )
+
+
+def _masked(root: bytes, mask: bytes) -> bytes:
+    """And back."""
+    return bytes(a ^ b for a, b in zip(root, mask, strict=True))
+
+
+def _serials_of(rows: np.ndarray) -> np.ndarray:
+    """Of the data keys of their seals."""
+    return np.ascontiguousarray(rows["seal"][:, :SERIAL_BYTES]).view("<u4").reshape(-1)
 
 
 def _only(mask: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -14,8 +14,9 @@ import sys
 
 import lmdb
 
-RECORDS, REMEMBERED, META = b"records", b"remembered", b"meta"
-TABLES: dict[bytes, tuple[int, int]] = {RECORDS: (4, 64), REMEMBERED: (32, 16), META: (4, 56)}  # bytes of a key, value
+RECORDS, SEALED, REMEMBERED, META = b"records", b"sealed", b"remembered", b"meta"
+# Bytes of a key, and of a value.
+TABLES: dict[bytes, tuple[int, int]] = {RECORDS: (4, 64), SEALED: (4, 96), REMEMBERED: (32, 16), META: (4, 56)}
 COUNTS = struct.Struct("<QQ")
 DAMAGED = 3  # exit status: LMDB says that the file is no good
 

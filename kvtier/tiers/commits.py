@@ -25,6 +25,7 @@ import lmdb
 from kvtier.failpoint import reach
 from kvtier.tiers.catalogue import LOST, Catalogue, Entry
 from kvtier.tiers.drives import Drives
+from kvtier.tiers.vault import Vault
 from kvtier.transfer import Finished
 
 RETRY_S = 1.0
@@ -34,9 +35,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Commits:
-    def __init__(self, catalogue: Catalogue, drives: Drives, wake: int) -> None:
+    def __init__(self, catalogue: Catalogue, drives: Drives, wake: int, vault: Vault | None = None) -> None:
         """`wake`: an eventfd, written when there is something to collect."""
-        self._catalogue, self._drives, self._wake = catalogue, drives, wake
+        self._catalogue, self._drives, self._wake, self._vault = catalogue, drives, wake, vault
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalogue")
         self._hurry: queue.SimpleQueue[None] = queue.SimpleQueue()  # ends a pause
         self._pause: Future[None] | None = None  # before the next commit
@@ -82,7 +83,7 @@ class Commits:
             if self._pause.done():
                 self._pause = None
                 self._begin()
-        elif self._under_way is None and (self._entries or self._tickets):
+        elif self._under_way is None and (self._entries or self._tickets or self.fault):
             if self.fault or not self._tickets:
                 self._rest(RETRY_S if self.fault else GATHER_S)
             else:
@@ -118,9 +119,11 @@ class Commits:
 
     def _commit(self, entries: list[Entry], written: set[int]) -> tuple[str, bool]:
         """On the thread. Returns the fault, and whether the catalogue is lost with it."""
-        if not entries:
-            return "", False
         try:
+            if self._vault is not None:
+                self._vault.sync()  # no record before the key of its block; and what was shredded stays so
+            if not entries:
+                return "", False
             reach("before_datasync")
             self._drives.sync(written)
             reach("before_commit")

@@ -4,6 +4,7 @@
     format          which part of which store this is; JSON
     blocks          the extents that lie on this drive: extent e on drive e % drives, at (e // drives) * extent_bytes
     catalogue.mdb   in the first folder only: which block lies where; see catalogue.py
+    keys            in the first folder only, where blocks are encrypted: with what; see vault.py
 
 The payload file is opened past the page cache and has its whole size from the start, so a full disk shows before
 anything is served. A folder that doesn't fit to the others is not repaired: what is in it is set aside and a new store
@@ -26,7 +27,7 @@ from kvtier.extents import EXTENT_BYTES_MIN, EXTENTS_MIN, extent_bytes_for
 from kvtier.failpoint import reach
 
 FORMAT_VERSION = 1
-LOCK, FORMAT, BLOCKS, CATALOGUE = "lock", "format", "blocks", "catalogue.mdb"
+LOCK, FORMAT, BLOCKS, CATALOGUE, KEYS = "lock", "format", "blocks", "catalogue.mdb", "keys"
 FORMAT_BYTES_MAX = 4096
 SET_ASIDE = ".set-aside-"  # and a time, behind the name of a file that no longer counts
 _GIB = 1024**3
@@ -41,16 +42,18 @@ class Format:
     drive: int  # its number
     drives: int  # how many there are
     extent_bytes: int
+    encrypted: bool = False
 
 
 class Drives:
-    def __init__(self, paths: Sequence[Path], capacity: int) -> None:
+    def __init__(self, paths: Sequence[Path], capacity: int, encrypted: bool = False) -> None:
         """Opens the folders, or makes them. `capacity`: bytes, over all of them; whole extents of it are used.
+        `encrypted`: so are the blocks; those that are there in the clear are deleted.
 
         DaemonError says which folder can't be used, why, and which setting cures it."""
         self.paths = [path.absolute() for path in paths]
         self.drives = len(self.paths)
-        self.capacity = capacity
+        self.capacity, self.encrypted = capacity, encrypted
         self.notes: list[str] = []
         self._locks: list[int] = []
         self._files: list[int] = []
@@ -77,10 +80,13 @@ class Drives:
         formats, wrong = self._formats()
         if wrong:
             self._set_aside(wrong)
+        elif formats and formats[0].encrypted != self.encrypted:
+            self._delete_clear()
+            formats = []
         if wrong or not formats:
             store, self.extent_bytes = secrets.token_hex(16), extent_bytes_for(self.capacity, self.drives)
             for drive, path in enumerate(self.paths):
-                _write_format(path, Format(FORMAT_VERSION, store, drive, self.drives, self.extent_bytes))
+                _write_format(path, Format(FORMAT_VERSION, store, drive, self.drives, self.extent_bytes, self.encrypted))
                 reach("format_written")
         else:
             store, self.extent_bytes = formats[0].store, formats[0].extent_bytes
@@ -98,7 +104,7 @@ class Drives:
 
     def _formats(self) -> tuple[list[Format], str]:
         """What the folders say, and what is wrong with it. Neither: all of them are new."""
-        if not any((path / name).exists() for path in self.paths for name in (FORMAT, BLOCKS, CATALOGUE)):
+        if not any((path / name).exists() for path in self.paths for name in (FORMAT, BLOCKS, CATALOGUE, KEYS)):
             return [], ""
         formats = []
         for drive, path in enumerate(self.paths):
@@ -110,7 +116,7 @@ class Drives:
             if found.drive != drive:
                 return [], f"{path / FORMAT} is of drive {found.drive}, and nvme.paths has it as drive {drive}"
             formats.append(found)
-        if len({(found.store, found.extent_bytes) for found in formats}) > 1:
+        if len({(found.store, found.extent_bytes, found.encrypted) for found in formats}) > 1:
             return [], f"{', '.join(map(str, self.paths))} are not of one store"
         if formats[0].extent_bytes * EXTENTS_MIN * self.drives > self.capacity:
             return [], f"nvme.capacity is too small for the extents of {format_size(formats[0].extent_bytes)} in {path}"
@@ -119,12 +125,26 @@ class Drives:
     def _set_aside(self, reason: str) -> None:
         moved = []
         for path in self.paths:
-            for name in (FORMAT, BLOCKS, CATALOGUE):
+            for name in (FORMAT, BLOCKS, CATALOGUE, KEYS):
                 if (path / name).exists():
                     moved.append(aside := path / f"{name}{SET_ASIDE}{utc_stamp()}")
                     (path / name).rename(aside)
         names = ", ".join(map(str, moved))
         self.notes.append(f"{reason}: a new store begins empty; set aside, for you to delete: {names}")
+
+    def _delete_clear(self) -> None:
+        """What was written before there was a key. DaemonError: it is the other way round."""
+        if not self.encrypted:
+            raise DaemonError(
+                f"the blocks in {', '.join(map(str, self.paths))} are encrypted: name the key file they were written "
+                "with, in encryption.key_file (`kvtier verify`: by --key-file); or, to begin empty and in the clear, "
+                "delete what is in there"
+            )
+        for path in self.paths:
+            for name in (BLOCKS, CATALOGUE):
+                for file in path.glob(f"{name}*"):  # also what was set aside, and catalogues found corrupt
+                    file.unlink()
+        self.notes.append("blocks that lay on the drives in the clear are deleted: from now on they are encrypted")
 
     # --- payload files ---------------------------------------------------------------------------------------
 
@@ -206,6 +226,12 @@ def _read_format(file: Path) -> Format | str:
     if version != FORMAT_VERSION:
         return f"{file} has version {version!r}, and this kvtierd knows {FORMAT_VERSION}"
     return found if good else f"{file} is damaged"
+
+
+def is_encrypted(path: Path) -> bool:
+    """Of a folder of a store, as far as one can tell."""
+    found = _read_format(path / FORMAT)
+    return isinstance(found, Format) and found.encrypted
 
 
 def _write_format(path: Path, found: Format) -> None:

@@ -5,11 +5,15 @@
     Forget     into the next commit -> Finished
     Erase      write zeros -> a Forget of its place into the next commit -> Finished
     Remember   into the next commit -> Finished
+    Shred      drop the tenant's data keys -> the next commit, which overwrites them and syncs that -> Finished
     Flush      with the next commit -> Finished
 
 One thread calls, and owns all of this. `_native.FileIo` moves bytes, reads ahead of writes; Commits lends the catalogue
 to a thread of its own, see there. A Forget, Erase or Remember that finishes with a fault may yet happen, in its place in
 the order.
+
+With a master key blocks are encrypted on FileIo's threads on their way to the drive, and opened there in their slots: a
+tag takes the place of the checksum. What a block is, its key, place, size and namespace, is bound to it.
 
 `read_only` after a write that failed lasts RETRY_S, then writes are tried again; after a commit that failed, until a
 retry works. What was under way is finished as the drives say.
@@ -19,24 +23,42 @@ import contextlib
 import mmap
 import os
 import select
+import struct
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from kvtier import _native
-from kvtier.block import SLOT_UNIT, BlockKey
+from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_UNIT, BlockKey
 from kvtier.errors import DaemonError
 from kvtier.failpoint import reach
 from kvtier.tiers.base import Recovered
 from kvtier.tiers.catalogue import Catalogue, record_of
 from kvtier.tiers.commits import RETRY_S, WAITING_MAX, Commits, fault_of
-from kvtier.tiers.drives import CATALOGUE, Drives
-from kvtier.transfer import Demote, Erase, Finished, Flush, Forget, Promote, Seek, Transfer
+from kvtier.tiers.drives import CATALOGUE, KEYS, Drives
+from kvtier.tiers.master_key import MasterKey
+from kvtier.tiers.seals import Seals, unpack
+from kvtier.tiers.vault import TENANT_BYTES, Sealing, Vault
+from kvtier.transfer import Demote, Erase, Finished, Flush, Forget, Promote, Remember, Seek, Shred, Transfer
 
 IO_DEPTH, IO_THREADS = 12, 2  # transfers that the drives have at once; threads that compute checksums
 _CLOSE_WAIT_S = 1.0
+_BOUND = struct.Struct(f"<16s{KEY_BYTES}sIII")  # to what is encrypted: store, key, place, units, namespace
+
+
+class _Writing(NamedTuple):
+    demote: Demote
+    sequence: int
+    sealing: Sealing | None
+
+
+class _Reading(NamedTuple):
+    promote: Promote
+    seal: _native.Seal | None
 
 
 class NvmeTier:
@@ -49,29 +71,27 @@ class NvmeTier:
         io: str = "auto",
         map_bytes_max: int = 0,
         root: bytes = b"",
+        master: MasterKey | None = None,
     ) -> None:
         """`capacity`: bytes over all paths, one path a drive. `io`: "auto", "io_uring" or "threads". `map_bytes_max`:
         limit of the catalogue's file, 0 for enough. `root`: the secret that keys are made with; empty: that of those who
-        wrote here. DaemonError says what can't be used and which setting cures it."""
+        wrote here. `master`: blocks are encrypted with keys that it wraps. DaemonError says what can't be used and which
+        setting cures it."""
         self.arena_address = arena_address
         try:
             self._io = _native.FileIo(depth=IO_DEPTH, threads=IO_THREADS, backend=io)
         except (ValueError, OSError) as error:
             raise DaemonError(f'nvme.io = "{io}": {error}; set it to "auto"') from error
-        self._files = files = Drives(paths, capacity)
+        self._files = files = Drives(paths, capacity, encrypted=master is not None)
         self.drives, self.extents, self.extent_bytes = files.drives, files.extents, files.extent_bytes
         self.rated_bytes = files.rated_bytes
+        self._seals = Seals(files.extent_bytes // SLOT_UNIT)
+        self._vault: Vault | None = None
         try:
-            self._catalogue = Catalogue(
-                files.paths[0] / CATALOGUE,
-                files.store,
-                files.extents,
-                files.extent_bytes // SLOT_UNIT,
-                map_bytes_max,
-                store_is_new=files.is_new,
-                root=root,
-            )
+            self._open(map_bytes_max, root, master)
         except DaemonError:
+            if self._vault is not None:
+                self._vault.close()
             files.close()
             raise
         self.root, self.bad_records = self._catalogue.root, self._catalogue.bad_records
@@ -81,21 +101,45 @@ class NvmeTier:
         self._poller = select.epoll()
         self._poller.register(self._wake, select.EPOLLIN)
         self._poller.register(self._io.fileno(), select.EPOLLIN)
-        self._commits = Commits(self._catalogue, self._files, self._wake)
-        self._under_way: dict[int, tuple[Demote, int] | Promote | Erase] = {}  # by the I/O's ticket; a Demote's sequence
+        self._commits = Commits(self._catalogue, self._files, self._wake, self._vault)
+        self._under_way: dict[int, _Writing | _Reading | Erase] = {}  # by the I/O's ticket
+        self._shredding: dict[bytes, int] = {}  # by tenant: keys that are dropped, and perhaps not durably
+        self._shreds: dict[int, bytes] = {}  # by ticket: tenants
         self._zeros = _zeros(self.extent_bytes)
         self._done: list[Finished] = []  # for the next poll
         self._sequence = self._catalogue.next_sequence
         self._refused, self._refused_until = "", 0.0  # fault of the last write that failed; time.monotonic
         self._closed = False
         self._read_bytes = self._written_bytes = self._erased_bytes = 0
-        self._failed_reads = self._failed_writes = self._corrupt_blocks = 0
+        self._failed_reads = self._failed_writes = self._corrupt_blocks = self._shredded_blocks = 0
+
+    def _open(self, map_bytes_max: int, root: bytes, master: MasterKey | None) -> None:
+        """Vault and catalogue. DaemonError."""
+        files = self._files
+        if master is not None:
+            self._vault = Vault(files.paths[0] / KEYS, files.store, master, self._seals.blocks)
+        catalogue = self._catalogue = Catalogue(
+            files.paths[0] / CATALOGUE,
+            files.store,
+            files.extents,
+            files.extent_bytes // SLOT_UNIT,
+            map_bytes_max,
+            store_is_new=files.is_new,
+            root=root,
+            serials=None if self._vault is None else self._vault.serials,
+            root_mask=bytes(SECRET_BYTES) if master is None else master.root_mask(files.store),
+        )
+        if self._vault is not None and (seals := catalogue.recovered.seals) is not None:
+            self._seals.load(catalogue.recovered.places, seals)
+            catalogue.recovered.seals = None
+            self._vault.drop_unused(self._vault.serials.tolist())
 
     @property
     def notes(self) -> list[str]:
         """What an operator should read, one line each."""
         fallback = [f"NVMe I/O by threads: {self._io.fallback}"] if self._io.fallback else []
-        return self._files.notes + self._catalogue.notes + fallback
+        of_keys = [] if self._vault is None else self._vault.notes
+        return self._files.notes + of_keys + self._catalogue.notes + fallback
 
     @property
     def read_only(self) -> bool:
@@ -127,10 +171,8 @@ class NvmeTier:
             self._overwrite(transfer)
         else:
             assert not isinstance(transfer, Seek), "a tier with places of its own is not asked for keys"
-            if not isinstance(transfer, Flush):
-                self._commits.add(transfer)
-            self._commits.tell(transfer.ticket)
-            self._done += self._commits.turn()
+            self._commit(transfer)
+            self._done += self._told(self._commits.turn())
             if self._done:
                 self._wake_caller()
 
@@ -151,36 +193,83 @@ class NvmeTier:
             os.eventfd_read(self._wake)
         for ticket, error, checksum, seconds in self._io.poll():
             ended = self._under_way.pop(ticket)
-            if isinstance(ended, Promote):
-                self._done.append(self._promoted(ended, error, checksum, seconds))
-            elif isinstance(ended, Erase):
+            if isinstance(ended, Erase):
                 self._overwritten(ended, error, seconds)
+            elif isinstance(ended, _Reading):
+                self._done.append(self._promoted(*ended, error, checksum, seconds))
             else:
                 self._done.append(self._demoted(*ended, error, checksum, seconds))
-        self._done += self._commits.turn()
+        self._done += self._told(self._commits.turn())
+
+    def _told(self, by_commits: list[Finished]) -> list[Finished]:
+        """With the number of keys, where they are shredded."""
+        for n, done in enumerate(by_commits):
+            tenant = self._shreds.pop(done.ticket, None)
+            if tenant is not None and not done.fault:
+                by_commits[n] = replace(done, shredded=self._shredding.pop(tenant, 0))
+        return by_commits
 
     def _write(self, demote: Demote) -> None:
         fd, offset = self._files.locate(demote.place)
-        ticket = self._io.write(fd, offset, self._address(demote.slot), demote.size, _seed(demote.key))
-        self._under_way[ticket] = demote, self._sequence
+        sealing = None
+        if self._vault is not None:
+            sealing = self._vault.sealing(demote.origin[-TENANT_BYTES:].ljust(TENANT_BYTES, b"\0"), self._bound(demote))
+        native = None if sealing is None else sealing.native
+        ticket = self._io.write(fd, offset, self._address(demote.slot), demote.size, _seed(demote.key), native)
+        self._under_way[ticket] = _Writing(demote, self._sequence, sealing)
         self._sequence += 1
 
     def _read(self, promote: Promote) -> None:
         reach("before_promote")
+        seal = None
+        if self._vault is not None:
+            found = self._seals.get(promote.place)
+            seal = None if found is None else self._vault.opening(*unpack(found), self._bound(promote))
+            if seal is None:
+                self._shredded_blocks += 1
+                self._done.append(Finished(promote.ticket, "corrupt"))
+                return self._wake_caller()
         fd, offset = self._files.locate(promote.place)
-        ticket = self._io.read(fd, offset, self._address(promote.slot), promote.size, _seed(promote.key))
-        self._under_way[ticket] = promote
+        ticket = self._io.read(fd, offset, self._address(promote.slot), promote.size, _seed(promote.key), seal)
+        self._under_way[ticket] = _Reading(promote, seal)
+
+    def _bound(self, order: Demote | Promote) -> bytes:
+        """A record that was changed, or put in another's place, opens nothing."""
+        return _BOUND.pack(self._files.store, order.key, order.place, order.size // SLOT_UNIT, order.namespace)
+
+    def _commit(self, order: Forget | Remember | Shred | Flush) -> None:
+        if isinstance(order, Shred):
+            return self._shred(order)
+        if isinstance(order, Forget):
+            self._unseal(order.first, order.end)
+        if not isinstance(order, Flush):
+            self._commits.add(order)
+        self._commits.tell(order.ticket)
+
+    def _shred(self, shred: Shred) -> None:
+        """The next commit, which overwrites the keys and syncs that, says that it has finished."""
+        before = self._shredding.get(shred.tenant, 0)  # of one that was not synced
+        keys = 0 if self._vault is None else self._vault.shred(shred.tenant)
+        self._shreds[shred.ticket], self._shredding[shred.tenant] = shred.tenant, before + keys
+        self._commits.tell(shred.ticket)
 
     def _overwrite(self, erase: Erase) -> None:
         fd, offset = self._files.locate(erase.place)
         self._under_way[self._io.write(fd, offset, self._zeros.ctypes.data, erase.size, 0)] = erase
 
-    def _demoted(self, demote: Demote, sequence: int, error: int, checksum: int, seconds: float) -> Finished:
+    def _demoted(
+        self, demote: Demote, sequence: int, sealing: Sealing | None, error: int, checksum: int, seconds: float
+    ) -> Finished:
+        seal = b"" if sealing is None or error else sealing.seal()
+        if seal:
+            self._seals.add(demote.place, seal)
+        if self._vault is not None and sealing is not None:
+            self._vault.over(sealing)
         if error:
             return self._write_failed(demote, error, seconds)
         reach("payload_written")
         self._written_bytes += demote.size
-        self._commits.add(record_of(demote, checksum, sequence), self._files.drive_of(demote.place))
+        self._commits.add(record_of(demote, checksum, sequence, seal), self._files.drive_of(demote.place))
         return Finished(demote.ticket, "", checksum, seconds)
 
     def _overwritten(self, erase: Erase, error: int, seconds: float) -> None:
@@ -191,6 +280,7 @@ class NvmeTier:
         reach("zeroed")
         self._erased_bytes += erase.size
         end = erase.place + erase.size // SLOT_UNIT
+        self._unseal(erase.place, end)
         self._commits.add(Forget(erase.ticket, erase.place, end), self._files.drive_of(erase.place))
         self._commits.tell(erase.ticket)
 
@@ -199,16 +289,23 @@ class NvmeTier:
         self._refused, self._refused_until = fault_of(error), time.monotonic() + RETRY_S
         return Finished(order.ticket, self._refused, 0, seconds)
 
-    def _promoted(self, promote: Promote, error: int, checksum: int, seconds: float) -> Finished:
-        if error:
+    def _promoted(self, promote: Promote, seal: _native.Seal | None, error: int, checksum: int, seconds: float) -> Finished:
+        is_forged = seal is not None and seal.is_forged
+        if error and not is_forged:
             self._failed_reads += 1
             return Finished(promote.ticket, fault_of(error), 0, seconds)
         reach("promote_read")
         self._read_bytes += promote.size
-        if checksum != promote.checksum:
+        if is_forged or (seal is None and checksum != promote.checksum):
             self._corrupt_blocks += 1
             return Finished(promote.ticket, "corrupt", 0, seconds)
         return Finished(promote.ticket, "", checksum, seconds)
+
+    def _unseal(self, first: int, end: int) -> None:
+        """Nobody asks for what is in these places any more."""
+        serials = self._seals.forget(first, end)
+        if self._vault is not None:
+            self._vault.drop_unused(serials)
 
     def _address(self, slot: int) -> int:
         return self.arena_address + slot * SLOT_UNIT
@@ -218,11 +315,15 @@ class NvmeTier:
     def state(self) -> dict[str, object]:
         """Bytes and counts since the start; `durable_blocks` and `disk_bytes` now."""
         fault = self._fault()
-        reading = sum(isinstance(transfer, Promote) for transfer in self._under_way.values())
+        reading = sum(isinstance(one, _Reading) for one in self._under_way.values())
         return {
             "capacity_bytes": self.extents * self.extent_bytes,
             "disk_bytes": 0 if self._closed else self._files.disk_bytes(),
             "io": self.io_backend,
+            "encrypted": self._vault is not None,
+            "tenant_keys": 0 if self._vault is None else len(self._vault),
+            "shredded_keys": 0 if self._vault is None else self._vault.shredded,
+            "shredded_blocks": self._shredded_blocks,
             "read_only": bool(fault),
             "reason": "until restart: the catalogue is lost" if self._commits.lost else fault,
             "reads_pending": reading,
@@ -250,7 +351,9 @@ class NvmeTier:
         while self._under_way:
             self._io.wait(_CLOSE_WAIT_S)
             self._advance()
-        self._done += self._commits.close()
+        self._done += self._told(self._commits.close())
+        if self._vault is not None:
+            self._vault.close()
         self._closed = True
         self._poller.close()
         self._io.close()

@@ -16,6 +16,7 @@ class _Kind(NamedTuple):
     module: str  # of this package
     extra: str = ""  # of kvtier, that brings its client; empty: none is needed
     takes: Mapping[str, str] = {}  # of kvtierd's settings below "remote.", and the password: the kind's word for each
+    keeps_values: bool = True  # as they come: it knows nothing of blocks
 
 
 LOGIN = {"username": "username", "password": "password"}
@@ -31,8 +32,8 @@ KINDS: dict[str, _Kind] = {
     "rediss": _Kind("redis", "", LOGIN | TLS),
     "redis+cluster": _Kind("redis_cluster", "", LOGIN),
     "mooncake": _Kind("mooncake", "mooncake"),
-    "grpc": _Kind("peer"),
-    "grpcs": _Kind("peer", "", TLS),
+    "grpc": _Kind("peer", keeps_values=False),
+    "grpcs": _Kind("peer", "", TLS, keeps_values=False),
 }
 
 
@@ -48,6 +49,12 @@ def open_remote(url: str, settings: Mapping[str, object]) -> Remote:
         raise ConfigError(f"{scheme}:// needs the package {error.name}: pip install 'kvtier[{kind.extra}]'") from error
     remote: Remote = module.connect(url, settings)
     return remote
+
+
+def keeps_values(url: str) -> bool:
+    """Whether a value lies there as it came, and so may be encrypted. Another kvtierd keeps blocks: it encrypts them, with
+    its own key, when they leave its RAM; on the way there they are in the clear, inside of TLS."""
+    return _kind_of(url)[1].keeps_values
 
 
 def settings_of(url: str, given: Mapping[str, str], otherwise: Mapping[str, str]) -> dict[str, object]:

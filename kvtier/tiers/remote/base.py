@@ -22,6 +22,7 @@ from typing import Protocol
 
 CALLS_MAX = 32  # under way at once
 NAMES_MAX = 1024  # of one call
+SAID_MAX = 300  # letters of an error
 
 
 class RemoteError(Exception):
@@ -50,6 +51,12 @@ class Corrupt(RemoteError):
 
 class OtherVersion(RemoteError):
     """A whole value, of a kvtier that writes another envelope. Not for us to read, nor to delete."""
+
+
+def said(error: BaseException) -> str:
+    """For people, whatever a server says."""
+    said = "".join(letter if letter.isprintable() else "?" for letter in str(error)[:SAID_MAX])
+    return said or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
 
 
 class Remote(Protocol):

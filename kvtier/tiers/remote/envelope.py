@@ -7,7 +7,8 @@ by its digest. Keys are made with the epoch, so a value of another epoch is foun
 those who move or clean up values without asking an engine.
 
 Nothing that comes from a remote is believed before `read` has seen it. Only one thing that we can't read is not Corrupt:
-our magic with another version, so that two releases can share a store and neither deletes what the other wrote.
+our magic with another version, so that two releases can share a store and neither deletes what the other wrote. Version 2
+is what lies encrypted: values.py.
 """
 
 import struct
@@ -20,13 +21,14 @@ from kvtier.block import KEY_BYTES, SLOT_UNIT, BlockKey
 from kvtier.tiers.remote.base import Corrupt, OtherVersion
 from kvtier.transfer import ORIGIN_BYTES
 
-MAGIC, VERSION = b"kvtV", 1
+MAGIC, VERSION, SEALED_VERSION = b"kvtV", 1, 2
 DIGEST_BYTES = 32
 DIGEST_SHOWN = 16  # hex digits of it in a name
 _BEGIN = struct.Struct("<4sI")
 _FIELDS = struct.Struct(f"<4sI{KEY_BYTES}sQI{DIGEST_BYTES}sQ{ORIGIN_BYTES}s")
 _CRC = struct.Struct("<I")
-HEADER_BYTES = _FIELDS.size + _CRC.size
+FIELDS_BYTES = _FIELDS.size
+HEADER_BYTES = FIELDS_BYTES + _CRC.size
 BODY_BYTES_MAX = 1 << 40  # a remote that says more is wrong
 assert HEADER_BYTES == 96
 
@@ -61,21 +63,30 @@ def checksum_after(checksum: int, piece: np.ndarray) -> int:
 
 
 def pack(header: Header) -> bytes:
+    fields = pack_fields(header, VERSION)
+    return fields + _CRC.pack(_native.crc32c(fields))
+
+
+def pack_fields(header: Header, version: int) -> bytes:
     key, size, checksum, digest, epoch, origin = header
     assert len(key) == KEY_BYTES and len(digest) == DIGEST_BYTES and len(origin) in (0, ORIGIN_BYTES)
-    fields = _FIELDS.pack(MAGIC, VERSION, key, size, checksum, digest, epoch, origin)
-    return fields + _CRC.pack(_native.crc32c(fields))
+    return _FIELDS.pack(MAGIC, version, key, size, checksum, digest, epoch, origin)
 
 
 def unpack(header: bytes) -> Header:
     """Corrupt: not what `pack` made. OtherVersion: another kvtier's."""
     if len(header) != HEADER_BYTES:
         raise Corrupt(f"a header of {len(header)} bytes")
-    magic, version = _BEGIN.unpack_from(header)
-    if magic == MAGIC and version != VERSION:
-        raise OtherVersion(f"version {version}; this kvtier reads {VERSION}")
-    fields = header[: _FIELDS.size]
-    if magic != MAGIC or _CRC.unpack_from(header, _FIELDS.size)[0] != _native.crc32c(fields):
+    fields = header[:FIELDS_BYTES]
+    return unpack_fields(fields, VERSION, _CRC.unpack_from(header, FIELDS_BYTES)[0] == _native.crc32c(fields))
+
+
+def unpack_fields(fields: bytes, wanted: int, is_whole: bool) -> Header:
+    """`is_whole`: the header's crc says so. Corrupt, OtherVersion."""
+    magic, version = _BEGIN.unpack_from(fields)
+    if magic == MAGIC and version != wanted:
+        raise OtherVersion(f"version {version}; this kvtier reads {wanted}")
+    if magic != MAGIC or not is_whole:
         raise Corrupt("its header is no kvtier header, or damaged")
     _, _, key, size, checksum, digest, epoch, origin = _FIELDS.unpack(fields)
     return Header(key, size, checksum, digest, epoch, origin if any(origin) else b"")
@@ -91,7 +102,7 @@ def read(header: bytes, key: BlockKey, digest: bytes, body: np.ndarray) -> Heade
     return found
 
 
-def body_bytes(length: int | None) -> int:
+def body_bytes(length: int | None, header_bytes: int = HEADER_BYTES) -> int:
     """Of a value of this length; 0 where there is none, or where no block is of such a size."""
-    size = 0 if length is None else length - HEADER_BYTES
+    size = 0 if length is None else length - header_bytes
     return size if 0 < size <= BODY_BYTES_MAX and size % SLOT_UNIT == 0 else 0

@@ -44,15 +44,16 @@ from kvtier.tiers.remote.base import (
     Refused,
     Remote,
     Unreachable,
+    said,
 )
 from kvtier.tiers.remote.breaker import Breaker
-from kvtier.transfer import SEEK_KEYS_MAX, Demote, Erase, Finished, Flush, Forget, Promote, Remember, Seek, Transfer
+from kvtier.tiers.remote.values import Clear, Sealed
+from kvtier.transfer import SEEK_KEYS_MAX, Demote, Erase, Finished, Promote, Remember, Seek, Transfer
 
 BYTES_MAX = 64 * 1024**2
 CALLS, WRITES = 16, 4
 RETRY_S = 5.0
 CLOSE_S = 2.0  # for a kind to hang up
-SAID_MAX = 300  # letters of an error
 T = TypeVar("T")
 assert CALLS < CALLS_MAX and SEEK_KEYS_MAX <= NAMES_MAX
 PROBE_NAME = f"{'0' * envelope.DIGEST_SHOWN}/{'0' * 2 * KEY_BYTES}"  # nothing is there; that is a good answer
@@ -93,13 +94,19 @@ class _Job:
 
 class RemoteTier:
     def __init__(
-        self, remote: Remote, arena: np.ndarray, *, deadlines: Deadlines = DEADLINES, breaker: Breaker | None = None
+        self,
+        remote: Remote,
+        arena: np.ndarray,
+        *,
+        deadlines: Deadlines = DEADLINES,
+        breaker: Breaker | None = None,
+        values: Clear | Sealed | None = None,
     ) -> None:
-        """`arena`: the bytes that slots name. Nothing is asked of the remote yet. From now on `remote` belongs to the
-        tier, and so does `breaker`."""
+        """`arena`: the bytes that slots name; `values`: how they lie there. Nothing is asked of the remote yet. From now on
+        `remote` belongs to the tier, and so do `breaker` and `values`."""
         self.recovered = Recovered()
         self._remote, self._arena, self._deadlines = remote, arena, deadlines
-        self._breaker = breaker or Breaker()
+        self._breaker, self._values = breaker or Breaker(), values or Clear()
         self._digests: dict[int, bytes] = {}  # by a namespace's number; of the caller's thread
         self._done: deque[Finished] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -139,9 +146,7 @@ class RemoteTier:
             self._digests[transfer.namespace] = transfer.digest
             self._loop.call_soon_threadsafe(self._greet)
             self._finish(Finished(transfer.ticket))
-        elif isinstance(transfer, Forget | Flush):
-            self._finish(Finished(transfer.ticket))
-        else:
+        elif isinstance(transfer, Seek | Demote | Promote | Erase):
             digest = self._digests[transfer.namespace]
             keys = unpack_keys(transfer.keys) if isinstance(transfer, Seek) else [transfer.key]
             job = _Job([transfer], [envelope.name_of(digest, key) for key in keys], digest)
@@ -149,6 +154,8 @@ class RemoteTier:
                 self._finish(Finished(transfer.ticket, fault))
             else:
                 self._loop.call_soon_threadsafe(self._take, job)
+        else:
+            self._finish(Finished(transfer.ticket))
 
     def _fault(self, job: _Job) -> str:
         """Why this isn't even tried now."""
@@ -170,6 +177,7 @@ class RemoteTier:
         return {
             "read_only": self.read_only,
             "reason": self._reason if self.read_only else "",
+            "encrypted": self._values.is_sealed,
             "pending": len(self._running) + len(self._reads) + len(self._writes),
             "pending_bytes": self._bytes,
             **self._counts,
@@ -205,6 +213,7 @@ class RemoteTier:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await asyncio.gather(self._remote.close(), return_exceptions=True)
+        self._values.close()
 
     def _take(self, job: _Job) -> None:
         if isinstance(job.orders[0], Seek):
@@ -285,7 +294,7 @@ class RemoteTier:
         if isinstance(error, OtherVersion):
             self._counts["gone"] += 1
             return "gone"
-        self._reason = _said(error)
+        self._reason = said(error)
         if isinstance(error, Corrupt) and isinstance(job.orders[0], Promote):  # others have seen no value
             self._counts["corrupt_blocks"] += 1
             self._aside(lambda: self._remote.delete(job.names))
@@ -323,23 +332,21 @@ class RemoteTier:
         if len(lengths) != len(job.names):
             raise Unreachable(f"{len(lengths)} answers to {len(job.names)} questions")
         self._counts["sought_keys"] += len(lengths)
-        sizes = tuple(envelope.body_bytes(length) for length in lengths)
+        sizes = tuple(envelope.body_bytes(length, self._values.header_bytes) for length in lengths)
         return Finished(seek.ticket, "", 0, self._since(job), sizes)
 
     async def _read(self, job: _Job, promote: Promote) -> Finished:
-        header, body = bytearray(envelope.HEADER_BYTES), self._slot(promote)
+        header, body = bytearray(self._values.header_bytes), self._slot(promote)
         if not await self._remote.get(job.names[0], memoryview(header), body.data):
             self._counts["gone"] += 1
             return Finished(promote.ticket, "gone", 0, self._since(job))
-        found = envelope.read(bytes(header), promote.key, job.digest, body)
+        checksum = await self._values.read(bytes(header), promote.key, job.digest, body)
         self._counts["read_bytes"] += promote.size
-        return Finished(promote.ticket, "", found.checksum, self._since(job))
+        return Finished(promote.ticket, "", checksum, self._since(job))
 
     async def _write(self, job: _Job, demote: Demote) -> Finished:
-        body = self._slot(demote)
-        checksum = envelope.checksum_of(demote.key, body)
-        header = envelope.Header(demote.key, demote.size, checksum, job.digest, demote.epoch, demote.origin)
-        await self._remote.put(job.names[0], envelope.pack(header), body.data)
+        async with self._values.made(demote, job.digest, self._slot(demote)) as (header, body, checksum):
+            await self._remote.put(job.names[0], header, body)
         self._counts["written_bytes"] += demote.size
         return Finished(demote.ticket, "", checksum, self._since(job))
 
@@ -385,15 +392,9 @@ class RemoteTier:
         self._others.discard(task)
         error = _error_of(task)  # looked at in any case, or asyncio complains
         if task is self._probe:
-            self._breaker.probed(self._loop.time(), "" if error is None else _said(error))
+            self._breaker.probed(self._loop.time(), "" if error is None else said(error))
         self._go_on()
 
 
 def _error_of(task: "asyncio.Task[Any]") -> BaseException | None:
     return TimeoutError() if task.cancelled() else task.exception()
-
-
-def _said(error: BaseException) -> str:
-    """For people, whatever a server says."""
-    said = "".join(letter if letter.isprintable() else "?" for letter in str(error)[:SAID_MAX])
-    return said or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
