@@ -2,8 +2,8 @@
 
 Lists, dicts and linear searches instead of columns, heaps and counters; two implementations that have so little in
 common hardly share a bug. The store is free in two things: which of several free slots it lends, so `lends` is told what
-was lent, and judges it; and which block goes first, so that is overheard, and judged (choices.py). What follows from
-sessions: expected_sessions.py.
+was lent, and judges it; and which block goes first, so that is overheard, and judged (choices.py, charges.py). What
+follows from sessions: expected_sessions.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from kvtier.arena import slab_bytes_for
 from kvtier.block import ABSENT, BELOW, SLOT_UNIT, BlockKey, slot_bytes_for
 from kvtier.decision import Ask
 
+from .charges import Charge
 from .choices import Choice
 from .expected_room import Room
 
@@ -45,6 +46,7 @@ class Expected(Room):
         lease_share: float,
         decisions: ExpectedDecisions,
         choices: deque[Choice],
+        charges: deque[Charge],
         is_lru: bool,
     ) -> None:
         self.slab_bytes = slab_bytes_for(capacity)
@@ -61,7 +63,7 @@ class Expected(Room):
         self.staged: set[int] = set()  # being read from a drive
         self.secret: set[int] = set()  # of these, those that are to be wiped when they come back
         self.befores: dict[int, BlockKey] = {}  # slot of a block -> the block before it; empty where there is none
-        self.choices, self.is_lru = choices, is_lru
+        self.choices, self.charges, self.is_lru = choices, charges, is_lru
         self.lost = 0  # blocks that went for other reasons than room and resets
         self.lags = False  # something may be had that the store sees with its next tick
         self.pins_by_writes: Counter[int] = Counter()

@@ -15,7 +15,7 @@ from kvtier.block import ABSENT, BELOW, BlockKey, unpack_keys
 from kvtier.demotion import RETURNED_SHARE, WRITING_BYTES_MAX, WRITING_SHARE
 from kvtier.staging import READING_BYTES_MAX, READING_SHARE
 from kvtier.tiers.base import Recovered
-from kvtier.transfer import Demote, Erase, Finished, Forget, Promote, Remember, Transfer
+from kvtier.transfer import Demote, Erase, Finished, Forget, Promote, Remember, Shred, Transfer
 
 from .drives_link import HeardLink
 from .expected import Expected
@@ -195,6 +195,8 @@ class ExpectedBelow(Oblivions):
             elif isinstance(order, Remember):
                 assert self.numbers[order.digest] == order.namespace, "the number of a namespace"
                 self.told[order.digest] = order.epoch
+            elif isinstance(order, Shred):
+                self._judge_shred(order)
             else:
                 self._judge_flush(refusals)
         self._drop_settled()
@@ -298,6 +300,8 @@ class ExpectedBelow(Oblivions):
             self._end_read(read, done.fault)
         elif isinstance(order, Erase):
             self._end_erase(order, done.fault)
+        elif isinstance(order, Shred):
+            self._end_shred(order, done.fault)
         elif isinstance(order, Remember) and done.fault and self.told.get(order.digest) == order.epoch:
             del self.told[order.digest]
         self._note_arrivals(arrived, now)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvtier.block import BlockKey
-from kvtier.transfer import Demote, Erase, Transfer
+from kvtier.transfer import Demote, Erase, Shred, Transfer
 
 if TYPE_CHECKING:
     from .expected import Expected
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Oblivions:
     erasing: set[int] = field(default_factory=set)  # places that are to be overwritten, until they are
     unwanted: dict[BlockKey, list[Oblivion]] = field(default_factory=dict)  # of what is being written
+    shreds: list[bytes] = field(default_factory=list)  # tenants whose data keys are to go, until they are gone
 
     if TYPE_CHECKING:
         ram: Expected
@@ -58,6 +59,8 @@ class Oblivions:
     def nothing_is_left(self, oblivion: Oblivion) -> None:
         assert not oblivion.keys & set(self.blocks), "something of it lies below"
         assert not oblivion.places & self.erasing, "a place of it isn't erased yet"
+        others = [other.tenant for other in self.ram.sessions.oblivions.values()]
+        assert self.shreds.count(oblivion.tenant) <= others.count(oblivion.tenant), "its data keys are there still"
         busy = {order.key for order in self.under_way.values() if isinstance(order, Demote)}
         assert not {key for key in oblivion.keys & busy if oblivion in self.unwanted.get(key, [])}, "it is being written"
 
@@ -69,6 +72,14 @@ class Oblivions:
     def _end_erase(self, order: Erase, fault: str) -> None:
         if not fault:
             self.erasing.remove(order.place)
+
+    def _judge_shred(self, order: Shred) -> None:
+        ordered = sum(isinstance(other, Shred) and other.tenant == order.tenant for other in self.under_way.values())
+        assert ordered <= self.shreds.count(order.tenant), f"{order}, and nobody wants it"
+
+    def _end_shred(self, order: Shred, fault: str) -> None:
+        if not fault:
+            self.shreds.remove(order.tenant)
 
     def _left_behind(self, order: Demote) -> None:
         """It was written, though nobody wants it."""

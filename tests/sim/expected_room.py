@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvtier.block import BlockKey
 
+from .charges import Charge
 from .choices import Choice
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Room:
         closing_for: int
         sessions: ExpectedSessions
         choices: deque[Choice]
+        charges: deque[Charge]
         is_lru: bool
         lags: bool
         order: list[int]
@@ -105,8 +107,12 @@ class Room:
             self._evict(self._blocks_in(best), cause)
             if not held:
                 return True
-        self._evict([] if own is None else [own], cause)
-        return own is not None
+        if own is None:
+            return False
+        charge = self.charges.popleft()
+        assert charge.victim == own, f"{charge}, and slot {own} is to go"
+        self._evict([own if charge.paid is None else charge.paid], cause)
+        return True
 
     def _chosen(self, size: int) -> Choice:
         """Which block of this size the store found to go first: one that may go at all."""

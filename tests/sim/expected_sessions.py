@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvtier.block import BlockKey, pack_keys, unpack_keys
-from kvtier.forgetting import session_tag
+from kvtier.forgetting import TAG_BYTES, session_tag
 from kvtier.session import ENDED_SHOWN, NOTHING, Begun, Hints, Session
 from kvtier.store import BlockStore
 from kvtier.transfer import ORIGIN_BYTES
@@ -51,6 +51,7 @@ class Oblivion:
     slots: set[int] = field(default_factory=set)  # that held it and are not wiped yet
     places: set[int] = field(default_factory=set)
     requests: set[Request] = field(default_factory=set)  # that are under way
+    tenant: bytes = b""  # all of whom it is
 
 
 @dataclass
@@ -263,6 +264,9 @@ class ExpectedSessions:
             theirs = [*written, *read, *((key, lying.origin) for key, lying in below.blocks.items())]
             oblivion.keys |= {key for key, origin in theirs if self._is_of(origin, tags) and key not in had}
             below.forget_keys(oblivion, behind)
+            if tenant and not name:
+                oblivion.tenant = bytes.fromhex(tenant).ljust(TAG_BYTES, b"\0")
+                below.shreds.append(oblivion.tenant)
 
     def wiped(self, slot: int) -> None:
         for oblivion in self.oblivions.values():

@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from kvtier.block import namespace_digest
+from kvtier.handover import Handover
 from kvtier.store import BlockStore
 
 from . import invariants_far
@@ -38,10 +39,18 @@ TROUBLE_S = 3.0  # from one trouble of the remote to the next, on the mean
 
 
 class FarWorld(Clock):
-    slab = SLAB
+    slab, node = SLAB, Node
 
-    def __init__(self, seed: int, plant: Callable[[BlockStore], None] = lambda store: None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        plant: Callable[[BlockStore], None] = lambda store: None,
+        has_upgrades: bool = False,
+        spoil: Callable[[Handover], None] = lambda handover: None,
+    ) -> None:
+        """`has_upgrades`: of daemons that end, most hand over what they have; `spoil` breaks what they hand over."""
         super().__init__(seed)
+        self.has_upgrades, self.spoil = has_upgrades, spoil
         self.plant = plant
         self.events = 0
         self.log: deque[str] = deque(maxlen=EVENTS_SHOWN)
@@ -58,7 +67,7 @@ class FarWorld(Clock):
             for i, is_chain in enumerate((True, self.chance(0.7)))
         ]
         self.talks = {namespace: Talk(self.random) for namespace in self.namespaces}
-        self.nodes = [Node(self, name) for name in ("a", "b")]
+        self.nodes = [self.node(self, name) for name in ("a", "b")]
         self.after(self.delay(TROUBLE_S), "trouble", self._trouble)
 
     def run(self) -> Counter[str]:

@@ -8,6 +8,7 @@ from kvtier.block import SLOT_UNIT
 from kvtier.policy import KEPT, QUEUES_MAX, _code
 from kvtier.store import BlockStore
 
+from . import invariants_tenants
 from .expected import Expected
 
 
@@ -20,6 +21,7 @@ def check(store: BlockStore, expected: Expected, wiping: set[int]) -> None:
     bytes_are_accounted(store, expected)
     index_and_columns_agree(store)
     pins_are_those_of_leases_and_writes(store)
+    invariants_tenants.check(store)
     blocks_go_in_the_right_order(store, expected)
     engines_hold_what_they_should(store, expected)
 
@@ -85,7 +87,7 @@ def bytes_are_accounted(store: BlockStore, expected: Expected) -> None:
     )
     assert store.leases.bytes == leased, "leased_bytes"
     assert leased <= store.leases._bytes_max, "leases pin more than their share"
-    refused = store.stats["refused_orphans"] + store.stats["refused_forgotten"]
+    refused = sum(store.stats[f"refused_{name}"] for name in ("orphans", "forgotten", "quota"))
     gone = store.stats["evicted_blocks"] + store.stats["reset_blocks"] + refused + expected.lost
     came = store.stats["saved_blocks"] + store.stats["promoted_blocks"]
     assert came - gone == len(store.ram.index), "blocks come and go uncounted"

@@ -34,6 +34,7 @@ from .far_model import RemoteModel
 from .habits import RIGHT
 from .node_operator import NodeOperator
 from .tier_model import Disks, TierModel
+from .upgrading import Former
 
 if TYPE_CHECKING:
     from .far_world import FarWorld
@@ -51,7 +52,7 @@ class Lookup:
 
 
 class Node:
-    gpu, habits, reset_chance = None, RIGHT, 0.01
+    gpu, habits, reset_chance, arena_model = None, RIGHT, 0.01, ArenaModel
 
     def __init__(self, world: FarWorld, name: str) -> None:
         self.world, self.name = world, name
@@ -87,12 +88,13 @@ class Node:
 
     # --- the daemon --------------------------------------------------------------------------------------------
 
-    def _start_daemon(self) -> None:
+    def _start_daemon(self, former: Former | None = None) -> None:
+        """`former`: what the one before handed over; else it is lost."""
         capacity, lend_share, lease_share = self._shape
         self.life += 1
         self.begun_at = self.now
         self.store = BlockStore(capacity, lend_share=lend_share, lease_share=lease_share)
-        self.arena = ArenaModel(self.store.ram.slots.units)
+        self.arena = self.arena_model(self.store.ram.slots.units) if former is None else former.arena
         self.tier: TierModel | None = None
         if self.drives is not None:
             self.tier = TierModel(self.drives, self.arena, self.random, lambda: self.now, self._drive_luck)
@@ -109,11 +111,14 @@ class Node:
         self.told: dict[tuple[str, str], Hints] = {}
         self.heard: dict[tuple[str, str], Hints] = {}  # of requests that have asked
         self._leaving: set[str] = set()
+        self.leftovers: set[str] = set()
         self._of_those_who_stay: set[BlockKey] = set()  # keys that were saved for sessions which are to stay here
         self._of_others: set[BlockKey] = set()
         self._wakes: dict[str, float] = {}
         self._hear_patience()
         self.is_called = True
+        if former is not None:
+            former.go_on(self)
         self.world.plant(self.store)
 
     def _attach_drives(self, tier: TierModel) -> None:
@@ -136,6 +141,25 @@ class Node:
         self.after(self.random.uniform(1, 6), f"the daemon of {self.name} dies", self._die)
 
     def _die(self) -> None:
+        if self.world.has_upgrades and self.chance(0.7):
+            self._upgrade()
+        else:
+            self._crash()
+        self.operator.daemon_died()
+        if self.now < BUSY_UNTIL:
+            self._die_later()
+        for engine in self.engines:
+            engine.on_daemon_died()
+
+    def _upgrade(self) -> None:
+        """It goes on with all that is in RAM."""
+        former = Former(self)
+        self.counts.update(self.store.stats.snapshot())
+        if self.tier is not None:
+            self.drives = self.tier.crash()
+        self._start_daemon(former)
+
+    def _crash(self) -> None:
         """What was on its way to the remote may arrive there all the same, or by halves, which is nothing."""
         self.counts.update(self.store.stats.snapshot())
         if self.tier is not None:
@@ -144,12 +168,7 @@ class Node:
                     self.tier.disks.content.pop(mine.order.place, None)
             self.drives = self.tier.crash()
         self.resets = Counter({digest: epoch for digest, (_, epoch) in getattr(self.drives, "remembered", {}).items()})
-        self.operator.daemon_died()
         self._start_daemon()
-        if self.now < BUSY_UNTIL:
-            self._die_later()
-        for engine in self.engines:
-            engine.on_daemon_died()
 
     def _tick(self) -> None:
         self.is_called = True
@@ -162,6 +181,7 @@ class Node:
 
     def serve(self) -> None:
         """As the daemon does it after whatever it heard."""
+        self.former_workers_go()
         if not self.is_called:
             return
         self.is_called = False
@@ -249,15 +269,29 @@ class Node:
         content = content_of(meaning, units)
         assert self.contents.setdefault(key, content) == content, f"a key for {meaning} and for something else"
 
+    def user_of(self, digest: bytes) -> str:
+        """Of the engines of this namespace."""
+        return ""
+
     def weights_of(self, namespace: Namespace) -> str:
         """At first all nodes run the same. What a reset brings, none but the node that has it."""
         resets = self.resets[namespace.digest]
         return f"weights-{self.name}-{resets}" if resets else "weights-0"
 
+    def former_workers_go(self) -> None:
+        """Of engines that still copied when this daemon took over."""
+        for engine in self.engines:
+            if engine.name in self.leftovers and not engine.copies:
+                self.leftovers.discard(engine.name)
+                self.is_called = True
+                self.store.leave(engine.name, self.now)
+
     def join(self, engine: str, namespace: Namespace, lend: int) -> int:
+        self.former_workers_go()
         self.is_called = True
         size, tokens = namespace.units * SLOT_UNIT, namespace.block_tokens
-        epoch, _ = self.store.join(engine, namespace.digest, size, tokens, lend, self.now, is_chain=namespace.is_chain)
+        of = {"is_chain": namespace.is_chain, "user": self.user_of(namespace.digest)}
+        epoch, _ = self.store.join(engine, namespace.digest, size, tokens, lend, self.now, **of)
         assert epoch == self.resets[namespace.digest], "its epoch"
         return epoch
 

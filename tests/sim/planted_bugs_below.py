@@ -34,7 +34,7 @@ def lie_about_faults(tier: Lower | Away, kind: type) -> None:
 
 def see_ram_otherwise(tier: Lower | Away, ram: Ram, **how: object) -> None:
     """What its demotions see of RAM."""
-    names = ("index", "slots", "origin", "stays", "stays_here", "note_below", "pin", "unpin")
+    names = ("index", "slots", "tenants", "origin", "stays", "stays_here", "note_below", "pin", "unpin")
     tier.demotions._ram = SimpleNamespace(**{name: getattr(ram, name) for name in names} | how)
 
 

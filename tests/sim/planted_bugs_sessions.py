@@ -181,7 +181,7 @@ def a_place_is_erased_while_it_is_read(store: BlockStore) -> None:
 
 def what_is_to_touch_no_disk_is_written(store: BlockStore) -> None:
     ram = store.ram
-    names = ("index", "slots", "origin", "note_below", "pin", "unpin")
+    names = ("index", "slots", "tenants", "origin", "note_below", "pin", "unpin")
     stays = np.zeros_like(ram.stays)
     store.lower.demotions._ram = SimpleNamespace(stays=stays, **{name: getattr(ram, name) for name in names})
 

@@ -7,6 +7,7 @@ One `random.Random(seed)` decides everything, so a seed repeats a run event for 
                     *_below.py: the same for the tier below; *_decisions.py: for what follows from decisions;
                     *_sessions.py: for sessions, their pins, what stands behind what
     choices.py      looks at every block each time the policy says which goes first
+    charges.py      the same for who pays for room instead of another tenant
     arena_model.py  checks content: every block that the store could answer with lies there whole; nobody writes what is
                     read or written; what a load read was right at its begin and unchanged until its end
 
@@ -40,6 +41,7 @@ from kvtier.store import BlockStore
 
 from . import invariants, invariants_below, invariants_decisions, invariants_sessions
 from .arena_model import ArenaModel, Meaning, content_of
+from .charges import Charges
 from .choices import Choices
 from .clock import Clock
 from .dead_remote import DeadRemote
@@ -262,8 +264,9 @@ class Simulation(Clock, Judged):
         decisions.mode, decisions.guard = self._mode, Guard(self._holdout)
         overheard = Overheard(decisions, self._tiers_off, self.random if self._has_whims else None)
         choices = Choices(self.store, self._is_exact)
+        made = choices.made, Charges(self.store, self._is_exact).made
         self.expected = Expected(
-            capacity, lend_share, lease_share, ExpectedDecisions(overheard), choices.made, self._policy == "lru"
+            capacity, lend_share, lease_share, ExpectedDecisions(overheard), *made, self._policy == "lru"
         )
         self.expected.sessions = ExpectedSessions(self.expected, self.store)
         self.wiping: set[int] = set()

@@ -7,6 +7,7 @@ handed in. It is strict with its caller, who guarantees something too.
     Demote    slot --> content by place      its record goes to the log
     Remember, Forget -------------------->   the log, in the order of starts
     Erase     zeros  --> content by place    then a Forget of its place goes to the log
+    Shred     content of the tenant rots
     Flush, or a Remember, Forget or Erase that is done: the log up to there is committed
     crash     some more of the log is committed, some records in it are not; what was being written is garbage
 """
@@ -21,9 +22,10 @@ import numpy as np
 
 from kvtier.block import SLOT_UNIT, BlockKey, pack_keys
 from kvtier.tiers.base import TRANSFERS_MAX, Recovered
-from kvtier.transfer import ORIGIN_BYTES, Demote, Erase, Finished, Flush, Forget, Promote, Remember, Transfer
+from kvtier.transfer import ORIGIN_BYTES, Demote, Erase, Finished, Flush, Forget, Promote, Remember, Shred, Transfer
 
 ROTTEN = "rotten"
+TENANT_AT = ORIGIN_BYTES // 2  # in an origin
 ZEROS = bytes(SLOT_UNIT)  # a unit of what was erased
 
 
@@ -68,6 +70,7 @@ class Disks:
     extent_units: int
     drives: int
     content: dict[int, object] = field(default_factory=dict)  # by place
+    tenants: dict[int, bytes] = field(default_factory=dict)  # by place: whose data key it is encrypted with
     records: dict[int, Record] = field(default_factory=dict)  # committed, by place, in the order of commits
     remembered: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # committed
 
@@ -109,6 +112,7 @@ class _UnderWay:
     due: float
     refused: bool = False  # it came while nothing was taken
     seen: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)  # of a Shred
     entry: int = -1  # its position in the log; of a Flush, the end of what it means
 
 
@@ -143,7 +147,7 @@ class TierModel:
         assert len(self.under_way) < TRANSFERS_MAX
         self._tickets.add(transfer.ticket)
         mine = self.under_way[transfer.ticket] = _UnderWay(transfer, self._due(transfer))
-        if self.read_only and isinstance(transfer, Demote | Forget | Erase | Remember):
+        if self.read_only and isinstance(transfer, Demote | Forget | Erase | Remember | Shred):
             mine.due, mine.refused = self._clock(), True
         elif isinstance(transfer, Demote):
             units = set(_units(transfer))
@@ -158,6 +162,8 @@ class TierModel:
             self._memory.begin_write(_who(transfer), _slot(transfer))
         elif isinstance(transfer, Flush):
             mine.entry = len(self._log)
+        elif isinstance(transfer, Shred):
+            mine.places = [place for place, tenant in self.disks.tenants.items() if tenant == transfer.tenant]
         elif isinstance(transfer, Erase):
             units = set(_units(transfer))
             assert len({place // self.disks.extent_units for place in units}) == 1, f"{transfer} is not within an extent"
@@ -201,6 +207,8 @@ class TierModel:
             fault = self._end_promote(order, fault)
         elif isinstance(order, Erase):
             self._end_erase(order, fault)
+        elif isinstance(order, Shred):
+            return self._end_shred(mine, order, fault)
         elif fault:
             if not isinstance(order, Flush) and self._happens(0.5):
                 self._log[mine.entry] = None
@@ -221,6 +229,7 @@ class TierModel:
             return 0
         checksum = _checksum(order.key, content)
         self.disks.content[order.place] = content
+        self.disks.tenants[order.place] = order.origin[TENANT_AT:]
         self._log.append(Record(order, checksum))
         return checksum
 
@@ -243,7 +252,16 @@ class TierModel:
         if not fault:
             self._commit(len(self._log))
 
+    def _end_shred(self, mine: _UnderWay, order: Shred, fault: str) -> Finished:
+        """With a fault it was not begun, or is done all the same."""
+        if not fault or self._happens(0.5):
+            for place in mine.places:
+                if self.disks.tenants.get(place) == order.tenant and place in self.disks.content:
+                    self.disks.content[place] = ROTTEN
+        return Finished(order.ticket, fault, shredded=0 if fault else 1)
+
     def _zero(self, order: Erase) -> None:
+        self.disks.tenants.pop(order.place, None)
         self.disks.content[order.place] = [ZEROS] * len(_units(order))
 
     # --- the log ---------------------------------------------------------------------------------------------
@@ -257,6 +275,7 @@ class TierModel:
     def _lose(self, first: int, end: int) -> None:
         for place in [place for place in self.disks.content if first <= place < end]:
             del self.disks.content[place]
+            self.disks.tenants.pop(place, None)
 
     def crash(self) -> Disks:
         """The process is dead."""
