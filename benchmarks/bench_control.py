@@ -49,6 +49,7 @@ from kvtier import _native, protocol
 from kvtier.block import ABSENT, KEY_BYTES, SLOT_UNIT, pack_keys, unpack_keys
 from kvtier.client import SchedulerClient
 from kvtier.config import CONNECTOR, DAEMON, GIB, Config
+from kvtier.listener import bind
 from kvtier.server import Server
 from kvtier.store import BlockStore
 from kvtier.worker_client import WorkerClient
@@ -99,7 +100,8 @@ def filled_store() -> BlockStore:
 async def serve(path: Path) -> None:
     """kvtierd's server on a filled store; ends when stdin does."""
     server = Server(filled_store(), os.memfd_create("no-arena"), Config(DAEMON, {}), os.urandom(32), 1)
-    server.listen(path)
+    server.listen(bind(path))
+    server.serve()
     print("serves", flush=True)
     over = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, over.set)

@@ -3,7 +3,7 @@
     python benchmarks/bench_nvme.py [--json] [--folder DIR] [--seconds N]
 
 Written by the authors of kvtier. DIR, the system's folder for temporary files if it is not given, must lie on the drive
-that is meant, with 3 GB free and O_DIRECT. N: how long the rounds go on, 45 if not given; no less than 5 rounds.
+that is meant, with 4 GB free and O_DIRECT. N: how long the rounds go on, 45 if not given; no less than 5 rounds.
 
 The limit is O_DIRECT on the same disk in the same round, 8 requests at once, by two loops without checksum or record
 (contenders.py), one of threads and one of io_uring; for each size and direction the one that is faster on the median is
@@ -15,6 +15,8 @@ over rounds counts, then the median over sizes. Spreads are from the least to th
                       before; another cell is forgotten meanwhile, as extents are reclaimed. _first_pass: never written
     read_share        Promotes in random order, 256 MiB under way as in the store; each block's checksum is compared
     threads_...       the same shares with nvme.io = "threads", 2 MiB
+    ..encrypted       with encryption.key_file: the shares of the limit; what of the shares in the clear is kept, as a
+                      quotient of one round; seconds of processor a GB in all, and how many more than in the clear
     cpu_s_per_gb      seconds of processor that the whole process took for that, the loop that drives the tier included
     ..read_p99_ms     one 2 MiB read after the other, cold, and while blocks of 2 MiB are written at WRITE_GB_S: kvtier
                       (O_DIRECT is always cold), values inside LMDB, a file a block; contenders.py says how
@@ -69,6 +71,9 @@ BARS = {
     "write_share": ">= 0.85",
     "read_share": ">= 0.9",
     "cpu_s_per_gb": "<= 0.15",
+    "encrypt_cpu_s_per_gb": "<= 0.15",
+    "write_kept_encrypted": ">= 0.9",
+    "read_kept_encrypted": ">= 0.9",
     "restart_1m_blocks_s": "<= 5",
     "index_bytes_per_block": "<= 200",
 }
@@ -97,6 +102,7 @@ class Shares:
         os.posix_fallocate(self.fd, 0, CELL)
         self.limits = raw_limits(self.fd, memoryview(arena.view()))
         self.tier = DrivenTier(folder / "kvtier", arena, CELL)
+        self.encrypted = DrivenTier(folder / "encrypted", arena, CELL, encrypted=True)
         self.by_threads = DrivenTier(folder / "by_threads", arena, CELL, io="threads")
         self.speeds: dict[Cell, list[float]] = {}  # GB/s
         self.cpu: dict[Cell, list[float]] = {}  # s/GB
@@ -116,7 +122,9 @@ class Shares:
 
     def round(self, number: int) -> None:
         for name, size in SIZES.items():
-            tiers = {"kvtier": self.tier} | ({"kvtier_threads": self.by_threads} if name == "2m" else {})
+            tiers = {"kvtier": self.tier, "encrypted": self.encrypted} | (
+                {"kvtier_threads": self.by_threads} if name == "2m" else {}
+            )
             for what in ("write", "read"):
                 for who, contender in shuffled((tiers | self.limits).items()):
                     self.time((who, what, name), getattr(contender, what), size)
@@ -153,13 +161,30 @@ class Shares:
             found[f"threads_{what}_share"] = middle(self.shares("kvtier_threads", what, "2m"))
             cpu = (statistics.median(self.cpu["kvtier", what, name]) for name in SIZES)
             found[f"cpu_s_per_gb_{what}"] = middle(cpu)
+            found |= self.encrypted_outcome(what)
         fresh = (statistics.median(self.shares("fresh", "write", name)) for name in SIZES)
         found["write_share_first_pass"] = middle(fresh)
-        found["cpu_s_per_gb"] = max(found["cpu_s_per_gb_write"], found["cpu_s_per_gb_read"])
+        for name in ("cpu_s_per_gb", "cpu_s_per_gb_encrypted", "encrypt_cpu_s_per_gb"):
+            found[name] = max(found[f"{name}_write"], found[f"{name}_read"])
         return found
 
+    def encrypted_outcome(self, what: str) -> dict[str, Any]:
+        """Beside the same in the clear, round by round."""
+        kept, more, cpu = [], [], []
+        for name in SIZES:
+            clear, mine = ("kvtier", what, name), ("encrypted", what, name)
+            kept.append(statistics.median(a / b for a, b in zip(self.speeds[mine], self.speeds[clear])))
+            more.append(statistics.median(a - b for a, b in zip(self.cpu[mine], self.cpu[clear])))
+            cpu.append(statistics.median(self.cpu[mine]))
+        return {
+            f"{what}_share_encrypted": middle(statistics.median(self.shares("encrypted", what, name)) for name in SIZES),
+            f"{what}_kept_encrypted": middle(kept),
+            f"encrypt_cpu_s_per_gb_{what}": middle(more),
+            f"cpu_s_per_gb_encrypted_{what}": middle(cpu),
+        }
+
     def close(self) -> None:
-        for contender in (self.tier, self.by_threads, *self.limits.values()):
+        for contender in (self.tier, self.encrypted, self.by_threads, *self.limits.values()):
             contender.close()
         os.close(self.fd)
         (self.folder / "raw").unlink()

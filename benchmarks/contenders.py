@@ -32,9 +32,10 @@ from typing import Any
 import lmdb
 
 from kvtier import _native
-from kvtier.block import KEY_BYTES, SLOT_UNIT
+from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_UNIT
 from kvtier.demotion import WRITING_BYTES_MAX
 from kvtier.staging import READING_BYTES_MAX
+from kvtier.tiers.master_key import MasterKey
 from kvtier.tiers.nvme import NvmeTier
 from kvtier.transfer import Demote, Finished, Flush, Forget, Promote, Remember, Transfer
 
@@ -57,9 +58,12 @@ def shuffled(values: Iterable[Any]) -> list[Any]:
 class DrivenTier:
     """Cells of space: one is filled, and the other, if there are two, is forgotten meanwhile."""
 
-    def __init__(self, folder: Path, arena: _native.Arena, cell_bytes: int, cells: int = 2, io: str = "auto") -> None:
+    def __init__(
+        self, folder: Path, arena: _native.Arena, cell_bytes: int, cells: int = 2, io: str = "auto", encrypted: bool = False
+    ) -> None:
         self._folder, self._cell_bytes, self._cells = folder, cell_bytes, cells
-        self.tier = NvmeTier([folder], cells * cell_bytes, arena.address, io=io)
+        master = MasterKey(os.urandom(SECRET_BYTES)) if encrypted else None
+        self.tier = NvmeTier([folder], cells * cell_bytes, arena.address, io=io, master=master)
         self._tickets, self._under_way, self._cell = itertools.count(1), 0, 0
         self._poller = select.poll()
         self._poller.register(self.tier.fileno(), select.POLLIN)

@@ -24,6 +24,8 @@ The nouns. No others exist without standing here:
     Question    which of these keys are in a Remote; a lookup may be put aside until the answer comes
     Source      a tier that blocks are read from for a lookup that waits
     Envelope    the header of a value in a Remote, which proves whose bytes they are
+    Seal        what opens a block that lies encrypted on a drive, and proves it: its data key's number, nonce and tag
+    Vault       the data keys of the drives, one a tenant, each wrapped by the Master key, which encryption.key_file has
     Breaker     leaves a Remote alone that fails or is silent, until a probe is answered
     Known       what is known of a Remote's blocks, without asking: there, or missing
     Parcel      one conversation in a file, on its way to another node
@@ -37,7 +39,10 @@ The nouns. No others exist without standing here:
     Session     a conversation: its keys in prefix order, its requests, its state, when it is expected back
     Lineage     which sessions have which keys. Where a session parted from another, what they share is its trunk
     Hint        what a client says of its session with a request. Nothing of it need be true
-    Tenant      whose sessions they are: 16 bytes made from a request's salt. Its Origin tells who saved a block first
+    Tenant      whose sessions they are: 16 bytes made from a request's salt and its engine's user. Its Origin tells who
+                saved a block first. A tenant has a quota, and a fair share
+    User        whose engine it is, by the kernel's word: whoever its process runs as. Users don't share blocks
+    Residue     what a slot still holds of those who had it before
     Category    sessions that are learnt together. Returns: when those of a category come back
     Queue       blocks in the order in which they are to go; a Ranking says what the first of each is worth
     Policy      which block leaves RAM when room is needed: of the leaves of all queues the one worth least
@@ -51,6 +56,7 @@ The nouns. No others exist without standing here:
     Ghost       the key of a block that is not here any more, and why
     Witness     a key that is the same in all namespaces, of a prompt's first block: names no block, explains a miss
     Calibration what was measured on a machine, and how fast its engines were
+    Handover    what the next kvtierd needs to go on with the arena: read once, and never again
     Generation  names one stay of one engine at one daemon. After a disconnect there is a new one, so that slots of the
                 former can't be written by mistake
 
@@ -59,23 +65,30 @@ The verbs: *save* and *load* (engine to arena, arena to engine); *demote* and *p
 loads, to see what others gain; *evict* drops a placement; *lend*, *commit* and *give back* slots; *close* a slab that
 another size needs; *reclaim* an extent; *lookup* and *release* leases; *announce* a return, *fetch ahead* of it; *park* a
 session: let it leave RAM; *forget* it: remove it from every tier, *wipe* its slots and *erase* its places; *export* it and
-*import* it elsewhere: a parcel; *drain* a node: write below what is worth keeping, before it goes away.
+*import* it elsewhere: a parcel; *seal* and *open* what lies encrypted, *shred* a tenant's data keys; *drain* a node: write
+below what is worth keeping, before it goes away.
 
 Layers; a file imports only from lower ones. What decides, layers 0 to 7, is pure: no clock, no randomness, no I/O.
 
-    0  errors block
+    0  errors block usage tenants
     1  index arena policy stats protocol config transfer admission estimators guard ghosts hints returns known namespaces
-    2  ram extents cost lineage ranking own_queues remote_room
+    1  charging residue handover
+    2  ram extents cost lineage ranking own_queues remote_room metrics
     3  demotion staging mirror decision session s3fifo arc
-    4  lower deciding categories expecting pins moving away lookup rankings
+    4  lower deciding categories expecting pins moving away lookup rankings hearing
     5  seeking forgetting listing standing following draining
     6  leases lending retention
     7  store
-    8  client observer listener members topology failpoint dispatch decision_log secret_file peer
-    9  tiers replay calibration departing worker_client
+    8  client observer listener members topology failpoint decision_log secret_file peer
+    8  users hardening wiping service_manager access beat logs handing_over
+    9  dispatch tiers replay calibration departing worker_client metrics_server adopting settings
     10  mover server measuring experience opening visitor parcel
-    11  admin peer_service
-    12  daemon cli
+    11  admin peer_service doctor ending
+    12  upgrade
+    13  daemon cli
 """
 
-__version__ = "0.1.0"
+try:
+    from kvtier._version import __version__  # a wheel has it, by git's tags; see pyproject.toml
+except ModuleNotFoundError:  # a source tree that nobody built
+    __version__ = "0+source"

@@ -38,6 +38,7 @@ class Slots:
         self.size_of_slab = np.zeros(self.slabs, dtype=np.int64)  # 0: not assigned
         self.taken_in_slab = np.zeros(self.slabs, dtype=np.int64)
         self.closing: int | None = None  # a slab
+        self.cuts = np.zeros(self.slabs, dtype=np.int64)  # how often each slab was assigned
         self.taken_bytes = 0
         self._unassigned = list(range(self.slabs - 1, -1, -1))
         self._free: dict[int, set[int]] = {}  # slot size -> free slots of assigned slabs
@@ -76,8 +77,9 @@ class Slots:
     def is_closing(self, slot: int) -> bool:
         return self.slab_of(slot) == self.closing
 
-    def take(self, size: int) -> int | None:
-        """A free slot of `size` bytes, or None when there is neither one nor an unassigned slab."""
+    def take(self, size: int, first: list[int] | None = None) -> int | None:
+        """A free slot of `size` bytes, or None when there is neither one nor an unassigned slab. `first`: slots that are
+        taken before others if they are free; taken from, from its end."""
         assert 0 < size <= self.slab_bytes and size % SLOT_UNIT == 0, size
         free = self._free.setdefault(size, set())
         if not free:
@@ -85,11 +87,28 @@ class Slots:
                 return None
             slab = self._unassigned.pop()
             self.size_of_slab[slab] = size
+            self.cuts[slab] += 1
             free.update(self.slots_of(slab))
-        slot = free.pop()
+        while first and first[-1] not in free:
+            first.pop()
+        slot = first.pop() if first else free.pop()
+        free.discard(slot)
         self.taken_in_slab[self.slab_of(slot)] += 1
         self.taken_bytes += size
         return slot
+
+    def restore(self, sizes: np.ndarray, taken: np.ndarray) -> None:
+        """Slabs of before, cut into slots of these sizes, of which these are taken; what no slot is taken of is whole.
+        Nothing was taken yet."""
+        counts = np.bincount(taken // self.slab_units, minlength=self.slabs)
+        self.taken_in_slab[:] = counts
+        self.size_of_slab[:] = np.where(counts > 0, sizes, 0)
+        self.taken_bytes = int((counts * self.size_of_slab).sum())
+        self._unassigned = np.flatnonzero(counts == 0)[::-1].tolist()
+        held = set(taken.tolist())
+        for slab in np.flatnonzero(counts).tolist():
+            free = self._free.setdefault(int(self.size_of_slab[slab]), set())
+            free.update(slot for slot in self.slots_of(slab) if slot not in held)
 
     def give(self, slot: int) -> None:
         """Back. A slab whose last slot comes back is unassigned, so that any size can have it."""

@@ -32,7 +32,7 @@ MACHINES_MAX = 16  # entries; the oldest goes
 PREFILLS_MAX = 64  # namespaces; the one that was remembered longest ago goes
 REMOTES_MAX = 16  # as well
 COUNTS_MAX, COUNT_MAX = 16, 2**63 - 1
-SPARE_S = 10.0  # beyond its seconds a measurement may take so long, then its process is ended
+SPARE_S = 60.0  # beyond its seconds a measurement may take so long, for it is nice; then its process is ended
 KILLED_S = 1.0  # and then it is waited for no longer: a drive that hangs may keep it
 
 CPU, NVME, REMOTE = "cpu", "nvme", "remote"  # links: arena to engine, drives to arena, remote to arena

@@ -22,6 +22,7 @@ from kvtier.errors import ProtocolError
 
 log = logging.getLogger("kvtier")
 
+SYSTEM_FOLDER = "/run"
 RETRY_FIRST_S, RETRY_MAX_S = 0.05, 2.0  # between attempts to connect
 WELCOME_TIMEOUT_S = 5.0
 UNSENT_BYTES_MAX = 4 * 1024 * 1024  # a daemon that doesn't read is abandoned
@@ -33,7 +34,14 @@ def default_socket() -> Path:
     given = os.environ.get("KVTIER_SOCKET")
     if given:
         return Path(given)
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or "/run") / "kvtier" / "kvtierd.sock"
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or SYSTEM_FOLDER) / "kvtier" / "kvtierd.sock"
+
+
+def usual_socket() -> Path:
+    """Where a client looks for it: where it listens by default, but the system's service where the user has none."""
+    default, service = default_socket(), Path(SYSTEM_FOLDER) / "kvtier" / "kvtierd.sock"
+    is_ours = "KVTIER_SOCKET" in os.environ or default.parent.is_dir()
+    return default if is_ours or not service.parent.is_dir() else service
 
 
 class Client:

@@ -33,13 +33,18 @@ class Option:
 DAEMON = (
     Option("server.socket", "", "path", "Where kvtierd listens. Empty: $KVTIER_SOCKET, else kvtier/kvtierd.sock below "
            "$XDG_RUNTIME_DIR or /run. Its directory is made with mode 0700, the socket has 0600."),
+    Option("server.group", "", "text", "Members of this group may be engines and observers here too: the directory is made "
+           "with mode 0750 then, and the socket has 0660. Empty: nobody but root and the user that kvtierd runs as."),
     Option("server.max_clients", 256, "count", "Connections at once; one more gets an error. An engine has one "
            "for its scheduler and one for each rank.", 1, 65536),
     Option("server.hello_timeout_ms", 2000, "ms", "A connection that has not said Hello by then is closed.", 10, 60_000),
     Option("server.send_buffer", 8 * MIB, "bytes", "What may wait for a client that doesn't read; over it the client is "
            "disconnected, so that a stopped one can't fill the daemon's memory.", 64 * KIB, GIB),
     Option("admin.socket", "", "path", "Where kvtierd listens for what is said of sessions: gRPC, kvtier.v1.Admin. Empty: "
-           "admin.sock beside server.socket. Modes as there."),
+           "admin.sock beside server.socket. Its mode is 0600."),
+    Option("admin.group", "", "text", "Members of this group may call it, too, and so read, pin and forget the sessions of "
+           "all tenants: for gateways and operators, not for engines. They must be able to enter its directory. Empty: "
+           "nobody but root and the user that kvtierd runs as."),
     Option("cpu.capacity", 4 * GIB, "bytes", "The RAM tier. Taken whole at start and pinned.", 32 * MIB, 64 * TIB),
     Option("cpu.pin", True, "yes/no", "Lock the arena in RAM, so that it never goes to swap."),
     Option("cpu.numa", "auto", "text", "On which NUMA node the arena lies as far as there is room. auto: that of the "
@@ -58,6 +63,18 @@ DAEMON = (
     Option("policy.pin_share", 0.25, "share", "How much of the arena may be pinned by users, so that the others have room.",
            0, 0.9),
     Option("policy.pin_s", 3600, "s", "How long a pin lasts that doesn't say so.", 1, 604_800),
+    Option("tenant.max_share", 1.0, "share", "How much of the arena the blocks of one tenant may take: of requests with "
+           "one salt, and of those without. Over it, a tenant makes room among its own blocks. 1: no limit.", 0.001, 1),
+    Option("tenant.max_blocks", 0, "count", "How many blocks of one tenant may be in RAM, likewise. 0: no limit.",
+           0, 2**40),
+    Option("tenant.max_loads", 0, "count", "How many leases one tenant may have open at once; its further requests are "
+           "computed. 0: no limit.", 0, 2**40),
+    Option("tenant.write_rate", 0, "bytes", "How much of one tenant may be written to the drives and to the remote in a "
+           "second, on the mean of some seconds; more is not written. 0: no limit.", 0, TIB),
+    Option("tenant.share_users", False, "yes/no", "Whether engines of all users find each other's blocks. no: only those "
+           "of one user do, by the name that it has on this machine; kvtierd's own user is the same on all machines."),
+    Option("security.dumpable", False, "yes/no", "Whether a debugger may look into kvtierd, and whether it leaves core "
+           "files. no: neither, for there are conversations in its memory."),
     Option("nvme.paths", "", "text", "A folder on each drive, separated by commas: the NVMe tier, which survives restarts. "
            "Its files have mode 0600. Empty: no such tier."),
     Option("nvme.capacity", 64 * GIB, "bytes", "The NVMe tier, in equal parts on all drives. Taken whole at start, so that "
@@ -104,6 +121,9 @@ DAEMON = (
            "kvtier:namespace: and the 16 hex digits of one."),
     Option("peer.write_rate", 256 * MIB, "bytes", "How much all other nodes together may write here in a second, on the "
            "mean of some seconds; more is refused.", 64 * KIB, TIB),
+    Option("encryption.key_file", "", "path", "A file with the key that blocks on drives and in the remote are encrypted "
+           "with: its path, or the name of a systemd credential; `kvtier secret FILE` makes one. Nodes that share a remote "
+           "have the same. Whoever loses it loses the blocks. Empty: they lie there in the clear."),
     Option("cost.mode", "decide", "text", "decide: fetch where that is expected to be faster than to compute. always: "
            "fetch whatever is here. shadow: decide and log, but never load."),
     Option("cost.holdout", 0.01, "share", "So many requests go without, to see what the others gain; a tier that is "
@@ -115,10 +135,18 @@ DAEMON = (
     Option("cost.calibrate_s", 2.0, "s", "How long the drives and the memory are measured beside the first requests, when "
            "this machine has not been measured before. 0: never.", 0, 600),
     Option("log.level", "info", "text", "debug, info, warning or error."),
+    Option("log.format", "text", "text", "text: for people. json: one object a line, with the time, the level, the event "
+           "and its fields."),
+    Option("metrics.listen", "", "text", "Where Prometheus reads metrics, over HTTP at /metrics: HOST:PORT, or a unix "
+           "socket's path. Empty: metrics.sock beside server.socket, with mode 0600. none: nowhere."),
+    Option("metrics.allow_remote", False, "yes/no", "Let metrics.listen name an address that other machines reach. There "
+           "is neither TLS nor a password: whoever gets there learns how busy this node is and how often blocks are "
+           "found."),
 )  # fmt: skip
 
 CONNECTOR = (
-    Option("socket", "", "path", "Where kvtierd listens. Empty: as the daemon finds it."),
+    Option("socket", "", "path", "Where kvtierd listens. Empty: as the daemon finds it; where the user has none, that of "
+           "the system's service."),
     Option("lookup_deadline_ms", 250, "ms", "A request waits this long for the daemon's answer, then computes. One late "
            "answer turns waiting off until the daemon answers again.", 1, 10_000),
     Option("lookup_inline_us", 200, "us", "How long one scheduling step may wait for an answer before it goes on without "
@@ -197,8 +225,8 @@ def format_size(size: float) -> str:
     return f"{size:.0f} B"
 
 
-def example_toml() -> str:
-    """systemd/kvtier.toml: every daemon option with its default, commented out."""
+def example_toml(lines_of: Mapping[str, str] | None = None) -> str:
+    """systemd/kvtier.toml: every daemon option with its default, commented out; or with another line, by its name."""
     lines = ["# Settings of kvtierd. Every line shows the default; take away the '#' to change it.", ""]
     table = ""
     for option in DAEMON:
@@ -212,7 +240,7 @@ def example_toml() -> str:
             else f", {_show(option, option.minimum)} to " + _show(option, option.maximum)
         )
         lines += textwrap.wrap(option.why, 110, initial_indent="# ", subsequent_indent="# ")
-        lines += [f"# ({option.unit}{bounds})", f"#{name} = {_toml(option)}", ""]
+        lines += [f"# ({option.unit}{bounds})", (lines_of or {}).get(option.name, f"#{name} = {_toml(option)}"), ""]
     return "\n".join(lines)
 
 

@@ -45,6 +45,7 @@ class _Engine:
     namespace: str
     prefill: Prefill
     link: Link  # arena to engine
+    user: str = ""
     arrivals_per_s: float = 0.0
     busy: float = 0.0
     running: int = 0
@@ -75,8 +76,8 @@ class Decisions:
 
     # --- engines ---------------------------------------------------------------------------------------------
 
-    def join(self, engine: str, namespace: str, now: float) -> None:
-        self._engines[engine] = _Engine(namespace, Prefill(0.0, 0.0, 0.0, 1), Link(*self.engine_link), waste_at=now)
+    def join(self, engine: str, namespace: str, now: float, user: str = "") -> None:
+        self._engines[engine] = _Engine(namespace, Prefill(0.0, 0.0, 0.0, 1), Link(*self.engine_link), user, waste_at=now)
 
     def leave(self, engine: str) -> None:
         self._engines.pop(engine, None)
@@ -111,18 +112,22 @@ class Decisions:
     def loaded(self, engine: str, n: int, seconds: float) -> None:
         """It has loaded so many bytes in so many seconds."""
         if n and seconds > 0:
+            self._stats.observe("load", seconds)
             self._engines[engine].link.observe(n, seconds)
 
     # --- one request -------------------------------------------------------------------------------------------
 
-    def decide(self, asker: Asker, ask: Ask, matched: Matched, now: float) -> str:
-        """The deepest tier whose blocks the request is offered; empty: none."""
+    def decide(self, asker: Asker, ask: Ask, matched: Matched, now: float, refusal: str = "") -> str:
+        """The deepest tier whose blocks the request is offered; empty: none. `refusal`: why it may have none at all."""
         mine = self._engines[asker[0]]
         decision = Decision(asker[0], ask, self.mode, now, matched.tokens, block_tokens=matched.block_tokens)
+        decision.user = mine.user
         backlog_s = self._backlog_s(mine, ask)
         decision.backlog_until = now + backlog_s
         self._remember(decision)
         tier = self._choose(mine, decision, matched, backlog_s)
+        if refusal and decision.fetch is not None and not decision.held_out:
+            tier, decision.reason, decision.chosen = "", refusal, decision.without
         if tier and decision.chosen is not None:
             mine.fetching[asker[1]] = self._saved_s(mine, decision, decision.chosen.candidate.tokens)
         self._say_why_missing(mine, decision, matched)
@@ -278,6 +283,7 @@ class Decisions:
         if decision is None:
             return
         decision.answered_at = now
+        self._stats.observe("answer", now - decision.at)
         decision.offered = {tier: round(n * decision.block_tokens) for tier, n in offered.items() if n}
         decision.offered_tokens = round(sum(offered.values()) * decision.block_tokens)
         fetching = self._engines[asker[0]].fetching
@@ -300,6 +306,8 @@ class Decisions:
         if decision is None:
             return
         decision.actual = {name: counts.get(name, 0) for name in OUTCOME}
+        for name in ("prompt_resident_tokens", "prompt_loaded_tokens", "prompt_computed_tokens"):
+            self._stats.add(name, max(0, decision.actual[name.removeprefix("prompt_")]))
         ttft_s = decision.actual["ttft_us"] / 1e6
         if decision.without is not None and decision.calibrated:
             self._learn(decision, ttft_s, decision.without, now)
@@ -328,13 +336,14 @@ class Decisions:
 
     # --- what there is -----------------------------------------------------------------------------------------
 
-    def explain(self, request: str, last: int) -> list[dict[str, object]]:
-        """Records, the newest last: of this request, or of the `last` newest if it is "last". vLLM appends something of
-        its own to the name that its user knows."""
+    def explain(self, request: str, last: int, user: str | None = None) -> list[dict[str, object]]:
+        """Records, the newest last: of this request, or of the `last` newest if it is "last"; of engines of this user, or
+        of all. vLLM appends something of its own to the name that its user knows."""
+        kept = [d for d in self._kept if user is None or d.user == user]
         if request == "last":
-            chosen: Iterable[Decision] = list(self._kept)[-last:] if last else ()
+            chosen: Iterable[Decision] = kept[-last:] if last else ()
         else:
-            chosen = [d for d in self._kept if d.ask.request == request or d.ask.request.startswith(f"{request}-")]
+            chosen = [d for d in kept if d.ask.request == request or d.ask.request.startswith(f"{request}-")]
         return [decision.record(self.epoch_s) for decision in chosen]
 
     def take_ended(self) -> list[dict[str, object]]:

@@ -19,6 +19,7 @@ REASONS: dict[str, str] = {
     "timed_out": "they did not come in time",
     "tier_off": "the tier that has them was slower than computing in the last minute, and is off",
     "remote_away": "the remote, where they may be, does not answer",
+    "tenant_loads": "its tenant has as many leases open as it may",
     "hold_out": "one of the few requests that go without, to see what the others gain",
 }
 OUTCOME = ("ttft_us", "wait_us", "load_us", "prefill_us", "prompt_tokens", "resident_tokens", "loaded_tokens",
@@ -92,6 +93,7 @@ class Decision:
     queued: Mapping[str, int] = field(default_factory=dict)  # bytes that were ahead of it, by tier
     calibrated: bool = False
     held_out: bool = False
+    user: str = ""  # whose engine it is; the engine's name may be another's later
     block_tokens: float = 1.0
     backlog_until: float = 0.0  # by then what is ahead of it is expected to be done
     patience_until: float = float("inf")  # where nothing is calibrated

@@ -173,11 +173,13 @@ class Demotions:
             if place is None:
                 return None
             candidates.popleft()
+            self._ram.tenants.written(slot, size, now)
             return self._begin(ticket, key, slot, place, size)
         return None
 
     def _refusal(self, slot: int, size: int, now: float) -> str:
-        return self.bar(slot, size) or self.budget.refusal(size, bool(self._used_again[slot]), now)
+        refusal = self.bar(slot, size) or self.budget.refusal(size, bool(self._used_again[slot]), now)
+        return refusal or ("" if self._ram.tenants.may_write(slot, size, now) else "refused_tenant_rate")
 
     def bar(self, slot: int, size: int) -> str:
         """Why this block is never written, as the end of a counter's name; empty when it may be."""

@@ -8,10 +8,11 @@ import numpy as np
 from kvtier import protocol
 from kvtier.block import KEY_BYTES, unpack_slots
 from kvtier.decision import Ask
-from kvtier.errors import FrameError
+from kvtier.errors import FrameError, ProtocolError
 from kvtier.hints import RETURN_S_MAX, SESSION_MAX, TOOL_MAX, TTL_S_MAX, is_name
 from kvtier.session import Hints
 from kvtier.store import BlockStore
+from kvtier.users import namespace_of
 
 log = logging.getLogger("kvtierd")
 
@@ -20,6 +21,17 @@ FromScheduler = (
     | protocol.Reset | protocol.Report | protocol.Due | protocol.Pace | protocol.Outcome | protocol.Begin
 )  # fmt: skip
 FROM_SCHEDULERS = get_args(FromScheduler)
+
+
+def join(store: BlockStore, hello: protocol.Hello, user: str, now: float) -> tuple[bytes, int, int]:
+    """An engine begins; `user`: whose it is, as Users.name has it. Its namespace as that user's engines have it, the epoch
+    of that, and how many slots it may hold. ProtocolError where it may not."""
+    if len(hello.namespace) != 32 or not hello.block_bytes or not hello.block_tokens:
+        raise ProtocolError("bad_frame", "a scheduler's Hello names its namespace and block size")
+    lend = min(hello.lend, protocol.KEYS_MAX)  # they go out in one Lend
+    namespace, of = namespace_of(user, hello.namespace), (hello.block_bytes, hello.block_tokens)
+    epoch, lend = store.join(hello.engine, namespace, *of, lend, now, is_chain=bool(hello.is_chain), user=user)
+    return namespace, epoch, lend
 
 
 def carry_out(store: BlockStore, engine: str, namespace: bytes, message: FromScheduler, now: float) -> bytes:
@@ -39,7 +51,7 @@ def carry_out(store: BlockStore, engine: str, namespace: bytes, message: FromSch
             store.want(engine, message.slots_wanted)
         case protocol.Reset():
             store.reset(engine, namespace)
-            log.info("engine %s has reset its cache: nothing older of its namespace is served again", engine)
+            log.info("engine %(engine)s has reset its cache: nothing older of its namespace is served", {"engine": engine})
         case protocol.Report():
             store.report(message.counts)
         case protocol.Due():

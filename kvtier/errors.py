@@ -3,6 +3,7 @@
 KVTierError
 |-- ConfigError          a setting is wrong; the message names it and the cure
 |-- DaemonError          kvtierd can't be reached or refuses; for commands, never for an engine
+|-- HandoverError        what another kvtierd left is of no use here; the message says why
 `-- ProtocolError        a peer broke the protocol; `code` is one of CODES and travels in an Error frame
     |-- FrameError       the bytes are no frame: garbage, truncated, too long
     `-- OrderError       a good frame at the wrong time
@@ -30,6 +31,14 @@ class ConfigError(KVTierError):
 
 class DaemonError(KVTierError):
     """kvtierd is absent, refuses or doesn't answer in time."""
+
+
+class MemoryShortError(DaemonError):
+    """There is no memory for the arena now. Idle engines may have the former one until their next step."""
+
+
+class HandoverError(KVTierError):
+    """What a former kvtierd handed over can't be gone on with."""
 
 
 class ProtocolError(KVTierError):

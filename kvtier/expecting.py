@@ -44,6 +44,11 @@ class Expecting:
         self._wake(now + max(0.0, early_s - lead_s), "near", session)
         self._wake(now + in_s + max(OVERDUE_MIN_S, in_s * OVERDUE_SHARE), "overdue", session)
 
+    @property
+    def due_at(self) -> float:
+        """When something is due at the earliest; infinity: nothing is."""
+        return self._wakes[0][0] if self._wakes else float("inf")
+
     def soon(self, session: Session, now: float, within_s: float) -> None:
         """Somebody else than itself expects it; nothing is learnt from that."""
         session.expected_at = now + within_s

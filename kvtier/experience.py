@@ -67,7 +67,9 @@ class Experience:
 
     def left(self, engine: str) -> None:
         """To be told before the store is."""
-        namespace = self._namespaces.pop(engine)
+        namespace = self._namespaces.pop(engine, None)
+        if namespace is None:
+            return  # it was the former kvtierd's, and said nothing to this one
         prefill = self._store.decisions.prefill(engine)
         if prefill.is_calibrated:
             self._known.remember_prefill(namespace.hex(), prefill.to_counts())

@@ -97,6 +97,15 @@ class Extents:
         """Its number."""
         return int(self._namespace[self._row(place)])
 
+    def are_of(self, places: np.ndarray, namespace: int, size: int) -> np.ndarray:
+        """bool[n]: whether a block of this namespace and size lies at each of these places, all of them in use."""
+        numbers, which = np.unique(places // self._units, return_inverse=True)
+        in_use = [self._extents[number] for number in numbers.tolist()]
+        sizes = np.array([extent.size for extent in in_use], np.intp)[which]
+        first = np.array([extent.rows for extent in in_use], np.intp)[which]
+        rows = first + places % self._units // (sizes // SLOT_UNIT)
+        return (sizes == size) & (self._namespace[rows] == namespace)
+
     def holds(self, place: int) -> bool:
         return self._size_at(place) > 0 and self._namespace[self._row(place)] != _DEAD
 

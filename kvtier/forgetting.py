@@ -6,6 +6,7 @@
            --> what its requests under way save is wiped as it comes
            --> deleted from the remote, under every key of it, whether it is known to be there or not; tried until it is
                done, also when the remote is away for hours
+           --> of a tenant: its data keys are shredded below, so that no copy of the drives is of use either
     through: nothing of this is left to do
 
 What other sessions share with it is theirs too, and stays. Blocks carry the tags of who saved them first, in RAM, below and
@@ -58,6 +59,8 @@ class _Ticket:
     keys: set[bytes] = field(default_factory=set)  # of blocks that are being written below
     away: dict[bytes, None] = field(default_factory=dict)  # keys that may be in the remote still
     requests: set[tuple[str, str]] = field(default_factory=set)  # under way
+    shred: int = 0  # the number of what shreds its data keys; 0: nothing does
+    keys_shredded: int = 0
 
 
 class Forgetting:
@@ -93,6 +96,8 @@ class Forgetting:
             self._remove_from_ram(ticket, slots, self._moving(tags))
             self._remove_below(ticket, self._below(tags))
             self._stop_writing_away(ticket, tags)
+            if self.lower is not None and not name and any(tags[1]):
+                ticket.shred = self.lower.shred(tags[1])
         return number
 
     def finds_below(self, name: str, tenant: str) -> bool:
@@ -243,12 +248,15 @@ class Forgetting:
             ticket.places = {place for place in ticket.places if self.lower.is_erasing(place)}
         if self.mirror is not None:
             ticket.copies = {place for place in ticket.copies if self.mirror.is_unerased(place)}
+        if ticket.shred and self.lower is not None and (shredded := self.lower.shredded(ticket.shred)) is not None:
+            ticket.shred, ticket.keys_shredded = 0, shredded
         for _ in range(min(len(ticket.away), LOOKED_AT_MAX)):
             key, _ = ticket.away.popitem()  # from the end: the first of a dict is the slower found the more went before it
             if self._may_be_away(key):
                 ticket.away[key] = None
                 break
-        return not (ticket.slots or ticket.copies or ticket.places or ticket.keys or ticket.away or ticket.requests)
+        left = ticket.slots or ticket.copies or ticket.places or ticket.keys or ticket.away or ticket.requests
+        return not (left or ticket.shred)
 
     def _may_be_away(self, key: BlockKey) -> bool:
         """Whether something of it may be in the remote."""
@@ -266,7 +274,7 @@ class Forgetting:
             "bytes_zeroed": {"cpu": ticket.cpu_bytes, "nvme": ticket.nvme_bytes}
             | ({"gpu": ticket.gpu_bytes} if has_gpu else {}),
             "shared_blocks_kept": ticket.kept,
-        }
+        } | ({"keys_shredded": ticket.keys_shredded} if ticket.keys_shredded else {})
 
 
 def _tags(name: str, tenant: str) -> tuple[bytes, bytes] | None:

@@ -72,6 +72,14 @@ class Index:
         self._key_of[slot] = key
         self._namespace[slot] = namespace
 
+    def restore(self, keys: bytes, slots: np.ndarray, namespaces: np.ndarray) -> None:
+        """Placements of before, into an empty index: a slot and a namespace for each packed key."""
+        is_new = self._slot_of.add_many(keys, slots.astype(SLOT_TYPE))
+        assert is_new.all(), "a key twice"
+        for slot, key in zip(slots.tolist(), unpack_keys(keys)):
+            self._key_of[slot] = key
+        self._namespace[slots] = namespaces
+
     def drop(self, slot: int) -> bool:
         """Forget the placement. True when its slot is free now, False when pins hold it."""
         self._slot_of.remove(self.key(slot))
@@ -83,6 +91,10 @@ class Index:
         key = self._key_of[slot]
         assert key is not None, f"slot {slot} holds no placement"
         return key
+
+    def keys(self, slots: np.ndarray) -> bytes:
+        """Packed; of slots that all hold a placement."""
+        return b"".join(self.key(slot) for slot in slots.tolist())
 
     def namespace(self, slot: int) -> int:
         """Its number."""

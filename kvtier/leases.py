@@ -42,6 +42,7 @@ class _Lease:
     namespace: int
     skip: int = 0  # so many of the first the engine has itself
     queues: Queues | None = None  # where its blocks stand in RAM while it is open
+    tenant: int = 0  # the number of whose request it is
     in_ram: int = 0  # behind what the engine has: so many were in RAM when it was opened
     from_remote: list[int] = field(default_factory=list)  # positions
     reason: str = ""  # why it waits for less than it was to get
@@ -84,9 +85,10 @@ class Leases:
             self._stats.add("found_keys", len(here))
         drives = NONE, NONE
         away: np.ndarray | None = NONE
+        refusal = "" if self._ram.tenants.may_load(one.tenant) else "tenant_loads"
         if len(here) < len(slots):
             drives = self._below(one, slots, is_first)
-            away = self._away(one, slots, now, is_first)
+            away = NONE if refusal else self._away(one, slots, now, is_first)
         if one.queues is not None:
             self._ram.use(here, one.queues)
         for tier in (self.lower, self.away):
@@ -95,14 +97,16 @@ class Leases:
         if away is None:
             return None
         wanted = self._wanted(one, slots, drives, away)
-        lease = _Lease(here, one.kind, one.namespace, one.skip, one.queues)
+        lease = _Lease(here, one.kind, one.namespace, one.skip, one.queues, one.tenant)
         if one.ask.request:
             is_away = self.away is not None and self.away.is_away and self.away.shares(one.namespace)
             matched = one.matched(slots, away, is_away)
             lease.in_ram = matched.cpu_blocks
-            deepest = self.decisions.decide(one.asker, one.ask, matched, now)
+            deepest = self.decisions.decide(one.asker, one.ask, matched, now, refusal)
             wanted = self._cut(slots, wanted, deepest, matched, one.skip, one.kind)
             lease.slots = slots[slots < BELOW].astype(np.intp)
+        elif refusal:
+            slots[slots < BELOW], lease.slots, wanted = BELOW, NONE, []
         if len(lease.slots) or wanted:
             wanted = self._open(one.asker, lease, slots, wanted)
         if not wanted:
@@ -115,7 +119,7 @@ class Leases:
         """Marks in `slots` what is on the drives. Positions and places of that."""
         if self.lower is None or not len(self.lower.extents) or not len(slots):
             return NONE, NONE
-        positions, places = self.lower.mark(one.keys, slots)
+        positions, places = self.lower.mark(one.keys, slots, (one.namespace, one.kind.slot_bytes))
         self.lower.extents.touch(places)
         if is_first:
             self._stats.add("found_below_keys", len(places))
@@ -203,6 +207,7 @@ class Leases:
             slots[np.flatnonzero(slots < BELOW)[room:]] = BELOW
             lease.slots = lease.slots[:room]
         self._of[asker[0]][asker[1]] = lease
+        self._ram.tenants.load_begins(lease.tenant)
         self._pin(lease.slots, lease.kind.slot_bytes)
         return wanted[: room - len(lease.slots)]
 
@@ -389,5 +394,6 @@ class Leases:
         self.bytes += len(slots) * slot_bytes
 
     def _unpin(self, lease: _Lease) -> None:
+        self._ram.tenants.load_ends(lease.tenant)
         self.bytes -= len(lease.slots) * lease.kind.slot_bytes
         self._ram.unpin(lease.slots)

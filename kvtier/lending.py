@@ -4,11 +4,14 @@ Who may write a slot: the engine that it is lent to. So a slot comes back from a
 gone or have said that no copy of theirs runs. A deadline is not a cancellation.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 
-from kvtier.block import Kind
+from kvtier.block import Kind, slot_bytes_for
 from kvtier.errors import ProtocolError
 from kvtier.ram import Ram
+
+GUEST = "~"  # how the names begin of those who are no engines: visitors
 
 
 @dataclass
@@ -19,6 +22,9 @@ class Engine:
     wish_max: int  # what it joined with
     joined_at: float
     lent: set[int] = field(default_factory=set)
+    user: int = 0  # its number in residue.py
+    block_bytes: int = 0  # what of a slot it fills; 0: all of it
+    owed: deque[int] = field(default_factory=deque)  # tenants whose saves took slots that were not replaced yet
     is_guest: bool = False  # a visitor: it gets slots one at a time when it asks, and no part of what engines are lent
 
 
@@ -33,13 +39,22 @@ class Lending:
         self._hungry: set[str] = set()
         self._sharers = 0  # engines that are no guests
 
+    def kind_of(self, block_bytes: int, block_tokens: int, is_chain: bool) -> Kind:
+        """Of an engine's blocks. ProtocolError: they fit nowhere."""
+        size, slab_bytes = slot_bytes_for(block_bytes), self._ram.slots.slab_bytes
+        if size > slab_bytes:
+            raise ProtocolError(
+                "too_large", f"a block of {block_bytes} bytes does not fit a slab of {slab_bytes}; raise cpu.capacity"
+            )
+        return Kind(size, block_tokens, is_chain)
+
     def join(self, name: str, engine: Engine) -> None:
         self.engines[name] = engine
         self._sharers += not engine.is_guest
         self.mark_hungry(name)
 
-    def leave(self, name: str) -> None:
-        """Everything that was lent to it comes back."""
+    def leave(self, name: str) -> int:
+        """Everything that was lent to it comes back: so many slots."""
         gone = self.engines.pop(name)
         self._hungry.discard(name)
         self._sharers -= not gone.is_guest
@@ -49,6 +64,7 @@ class Lending:
         for other in self.engines:  # each may hold more now
             self.mark_hungry(other)
         self.can_help = True
+        return len(gone.lent)
 
     def snapshot(self, now: float) -> list[dict[str, object]]:
         """A row of JSON values for each engine."""
@@ -102,8 +118,16 @@ class Lending:
         assert engine.is_guest
         slot = next(self._ram.takes(engine.kind.slot_bytes, "for what comes from elsewhere"), None)
         if slot is not None:
+            self._ram.residue.filling(slot, engine.kind.slot_bytes, engine.namespace)
             engine.lent.add(slot)
         return slot
+
+    def owes(self, name: str, tenant: int, slots: int) -> None:
+        """It has filled so many lent slots for this tenant; what it is lent for them is that tenant's to pay for."""
+        engine = self.engines[name]
+        engine.owed.extend([tenant] * slots)
+        while len(engine.owed) > engine.wish_max:
+            engine.owed.popleft()
 
     def target(self, engine: Engine) -> int:
         """How many slots it may hold: its wish, within an equal part of what may be lent."""
@@ -129,10 +153,12 @@ class Lending:
 
     def _top_up(self, name: str, engine: Engine) -> list[int]:
         slots: list[int] = []
-        taken = self._ram.takes(engine.kind.slot_bytes, f"by engine {name}")
+        size, wanted = engine.kind.slot_bytes, self.target(engine) - len(engine.lent)
+        taken = self._ram.takes(size, f"by engine {name}", engine.user, wanted, engine.owed)
         while self._may_lend(engine) and (slot := next(taken, None)) is not None:
+            self._ram.lent(slot, size, engine.user, engine.block_bytes or size)
             engine.lent.add(slot)
-            self.lent_bytes += engine.kind.slot_bytes
+            self.lent_bytes += size
             slots.append(slot)
         return slots
 

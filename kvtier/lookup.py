@@ -21,6 +21,7 @@ class Lookup:
     skip: int  # so many of the first the engine has
     ask: Ask
     at: float
+    tenant: int = 0  # the number of whose request it is
 
     @property
     def block_tokens(self) -> float:

@@ -3,10 +3,13 @@
 Remember  -->  Demote  (demotion.py)   only after the namespace was remembered
 Forget    <--  an extent is reclaimed  (extents.py), and may be filled again when that has finished
 Erase     <--  a place is to be overwritten (forgetting.py), when no read of it is under way; tried until it is done
+Shred     <--  a tenant is forgotten; tried until it is done
 Promote        (staging.py)
 Flush          when everything that was waiting has been written or refused
 """
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -19,7 +22,19 @@ from kvtier.extents import Extents
 from kvtier.ram import Ram
 from kvtier.staging import Staging, Wanted
 from kvtier.stats import Stats
-from kvtier.transfer import Demote, Erase, Finished, Flush, Forget, Promote, Remember, Transfer, UnderWay, is_of_origin
+from kvtier.transfer import (
+    Demote,
+    Erase,
+    Finished,
+    Flush,
+    Forget,
+    Promote,
+    Remember,
+    Shred,
+    Transfer,
+    UnderWay,
+    is_of_origin,
+)
 
 
 class DriveSource:
@@ -62,9 +77,13 @@ class Lower:
         self._under_way = UnderWay()
         self._remember: dict[bytes, tuple[int, int]] = {}  # digest -> number, epoch; not yet ordered
         self._forget: list[tuple[int, int]] = []  # reclaimed extents; not yet ordered
-        self._to_erase: list[int] = []  # places; not yet ordered
+        self._to_erase: deque[int] = deque()  # places; not yet ordered
         self._erasing: set[int] = set()  # these, and those that are ordered
         self._gave_up: dict[BlockKey, tuple[int, int]] = {}  # written though forgotten -> the place and its bytes
+        self._to_shred: list[tuple[int, bytes]] = []  # numbers and tenants; not yet ordered
+        self._shred_of: dict[int, int] = {}  # ticket -> its number
+        self._shredded: dict[int, int] = {}  # number -> keys
+        self._shreds = itertools.count(1)
         self._flush_of: dict[int, int] = {}  # ticket -> flush
         self.flushed: list[tuple[int, bool]] = []  # flushes that are over; whether everything survives a crash now
 
@@ -97,6 +116,11 @@ class Lower:
             yield self._under_way.begin(Forget(self._under_way.ticket(), first, end))
         self._forget.clear()
         yield from self._erasures()
+        for number, tenant in self._to_shred:
+            shred = Shred(self._under_way.ticket(), tenant)
+            self._shred_of[shred.ticket] = number
+            yield self._under_way.begin(shred)
+        self._to_shred.clear()
         yield from self._under_way.begin_all(lambda ticket: self.demotions.next(ticket, now))
         if self.demotions.is_awaited and any(isinstance(order, Remember) for order in self._under_way.values()):
             return  # should it fail, blocks would be durable of a namespace that isn't, which is nothing
@@ -107,12 +131,13 @@ class Lower:
 
     def _erasures(self) -> Iterator[Transfer]:
         later = []
-        for place in self._to_erase:
-            if self.staging.is_reading(place) or not self._under_way.room:
+        while self._to_erase and self._under_way.room:  # of millions, perhaps
+            place = self._to_erase.popleft()
+            if self.staging.is_reading(place):
                 later.append(place)
             else:
                 yield self._under_way.begin(Erase(self._under_way.ticket(), place, self.extents.size(place)))
-        self._to_erase = later
+        self._to_erase.extend(later)
 
     def finished(self, done: Finished, now: float) -> None:
         order = self._under_way.pop(done.ticket)
@@ -134,6 +159,12 @@ class Lower:
                 self.on_arrival(slot)
             elif done.fault == "corrupt" and int(self.extents.find(order.key)[0]) == order.place:
                 self.erase(order.place)
+        elif isinstance(order, Shred):
+            number = self._shred_of.pop(order.ticket)
+            if done.fault:
+                self._to_shred.append((number, order.tenant))
+            else:
+                self._shredded[number] = done.shredded
         elif isinstance(order, Forget):
             if done.fault:
                 self._forget.append((order.first, order.end))
@@ -161,13 +192,16 @@ class Lower:
         end = int(holes[0]) if is_chain and len(holes) else len(slots)
         return self.staging.begin_ahead(self.wanted(keys, positions, places, range(end), is_chain), due, worth)
 
-    def mark(self, keys: bytes, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def mark(self, keys: bytes, slots: np.ndarray, of: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Of these packed keys, what only this tier has: which they are, and their places. `slots`: where RAM has them;
-        what is here is marked there as BELOW."""
+        what is here is marked there as BELOW. `of` a namespace and a size: others aren't here, as Ram.find has it."""
         missing = np.flatnonzero(slots == ABSENT)
         places = self.extents.find(np.frombuffer(keys, f"V{KEY_BYTES}")[missing].tobytes())
         is_below = places != ABSENT
         positions, places = missing[is_below], places[is_below]
+        if of is not None:  # for none, too: it is to take as long whether others have such a key
+            are_ours = self.extents.are_of(places, *of)
+            positions, places = positions[are_ours], places[are_ours]
         slots[positions] = BELOW
         return positions, places
 
@@ -222,6 +256,16 @@ class Lower:
         self._erasing.add(place)
         self._to_erase.append(place)
 
+    def shred(self, tenant: bytes) -> int:
+        """Make what is there of this tenant, its half of an origin, unreadable for everybody. A number, for `shredded`."""
+        number = next(self._shreds)
+        self._to_shred.append((number, tenant))
+        return number
+
+    def shredded(self, number: int) -> int | None:
+        """How many data keys are gone for good; None: not yet. It is told once."""
+        return self._shredded.pop(number, None)
+
     def is_erasing(self, place: int) -> bool:
         return place in self._erasing
 
@@ -252,4 +296,5 @@ class Lower:
     @property
     def is_idle(self) -> bool:
         """Nothing is under way and nothing waits."""
-        return not (self._under_way or self.demotions.waiting or self._remember or self._forget or self._to_erase)
+        waiting = self.demotions.waiting or self._remember or self._forget or self._to_erase or self._to_shred
+        return not (self._under_way or waiting)

@@ -51,6 +51,7 @@ class Members:
     worker that comes back after that refuses jobs that were meant for its former slots."""
 
     generation: int
+    uid: int = -1  # of the first of them; the others must have it, too
     scheduler: Client | None = None
     workers: set[Client] = field(default_factory=set)
     joined: bool = False  # the store knows it

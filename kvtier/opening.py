@@ -13,17 +13,19 @@ from urllib.parse import urlsplit
 from kvtier import _native, config, topology
 from kvtier.admission import Budget
 from kvtier.config import Config, format_size
-from kvtier.errors import ConfigError, DaemonError
+from kvtier.errors import ConfigError, DaemonError, MemoryShortError
 from kvtier.estimators import Link
 from kvtier.extents import Extents
 from kvtier.secret_file import read_password, read_root
 from kvtier.store import BlockStore
 from kvtier.tiers.base import Recovered
 from kvtier.tiers.gpu import GpuTier, device_named
+from kvtier.tiers.master_key import MasterKey
 from kvtier.tiers.nvme import NvmeTier
-from kvtier.tiers.remote import open_remote, settings_of, shown
+from kvtier.tiers.remote import keeps_values, open_remote, settings_of, shown
 from kvtier.tiers.remote.base import Remote
 from kvtier.tiers.remote.remote import DEADLINES, Deadlines, RemoteTier
+from kvtier.tiers.remote.values import Sealed
 
 log = logging.getLogger("kvtierd")
 
@@ -40,17 +42,45 @@ def key_table(capacity: int) -> _native.KeyTable:
     return _native.KeyTable(expected=min(capacity // BLOCK_BYTES_USUAL, TABLE_KEYS_MAX))
 
 
+def capacity_of(settings: Config) -> int:
+    """Bytes of the arena."""
+    return settings.count("cpu.capacity") // ALIGN * ALIGN
+
+
 def arena_of(settings: Config) -> _native.Arena:
-    size = settings.count("cpu.capacity") // ALIGN * ALIGN
+    size = capacity_of(settings)
     log.info("taking %s of RAM", format_size(size))
     try:
         node = topology.arena_node(settings.text("cpu.numa"))
         arena = _native.Arena.create(size, "kvtier-arena", pin=bool(settings["cpu.pin"]), numa_node=node)
     except (MemoryError, OSError) as error:
-        raise DaemonError(f"can't take cpu.capacity = {format_size(size)}: {error}; lower it") from None
+        raise MemoryShortError(f"can't take cpu.capacity = {format_size(size)}: {error}; lower it") from None
     for note in arena.notes:
         log.warning("%s", note)
     return arena
+
+
+def limit_tenants(settings: Config, store: BlockStore) -> None:
+    limits, share = store.ram.tenants.limits, settings.number("tenant.max_share")
+    limits.bytes = int(share * store.ram.slots.capacity) if share < 1 else 0
+    limits.blocks, limits.loads = settings.count("tenant.max_blocks"), settings.count("tenant.max_loads")
+    limits.write_rate = settings.number("tenant.write_rate")
+
+
+def store_of(settings: Config) -> BlockStore:
+    """It knows no tier yet."""
+    capacity = capacity_of(settings)
+    store = BlockStore(
+        capacity,
+        lend_share=settings.number("lend.max_share"),
+        lease_share=settings.number("lease.max_share"),
+        table=key_table(capacity),
+        policy=settings.text("policy.name"),
+        session_table=key_table(capacity),
+    )
+    store.retention.pins.share = settings.number("policy.pin_share")
+    store.retention.pins.usual_s = settings.number("policy.pin_s")
+    return store
 
 
 def shared_root(settings: Config) -> bytes:
@@ -65,6 +95,12 @@ def shared_root(settings: Config) -> bytes:
     return b""
 
 
+def master_key(settings: Config) -> MasterKey | None:
+    """What blocks are encrypted with outside of RAM. None: they are not."""
+    named = settings.text("encryption.key_file")
+    return MasterKey(read_root(named, "encryption.key_file")) if named else None
+
+
 def nvme_tier(
     settings: Config, paths: list[Path], store: BlockStore, arena: _native.Arena, root: bytes, link: Link
 ) -> NvmeTier | None:
@@ -72,7 +108,8 @@ def nvme_tier(
     if not paths:
         return None
     begun = time.monotonic()
-    tier = NvmeTier(paths, settings.count("nvme.capacity"), arena.address, io=settings.text("nvme.io"), root=root)
+    capacity, io = settings.count("nvme.capacity"), settings.text("nvme.io")
+    tier = NvmeTier(paths, capacity, arena.address, io=io, root=root, master=master_key(settings))
     for note in tier.notes:
         log.warning("%s", note)
     found, tier.recovered = tier.recovered, Recovered()
@@ -119,7 +156,9 @@ def remote_store(settings: Config) -> Remote | None:
 def remote_tier(settings: Config, remote: Remote, store: BlockStore, arena: _native.Arena, link: Link) -> RemoteTier:
     """`link`: what is known of its speed."""
     value_s = settings.number("remote.deadline_ms") / 1e3
-    tier = RemoteTier(remote, arena.view(), deadlines=Deadlines(min(DEADLINES.short_s, value_s / 2), value_s))
+    deadlines = Deadlines(min(DEADLINES.short_s, value_s / 2), value_s)
+    master = master_key(settings) if keeps_values(settings.text("remote.url")) else None
+    tier = RemoteTier(remote, arena.view(), deadlines=deadlines, values=Sealed(master) if master else None)
     budget = Budget.of_rate(settings.number("remote.write_rate"), time.monotonic())
     store.attach_remote(budget, link, settings.number("remote.stage_deadline_ms") / 1e3)
     log.info("blocks are shared by %s", shown(settings.text("remote.url")))

@@ -38,6 +38,7 @@ from kvtier.peer import (
     peer_pb2,
 )
 from kvtier.peer.certificates import Certificates, Pems
+from kvtier.peer.reading import Reading
 from kvtier.peer.rights import ALL, Rights, right_to, rights_of
 from kvtier.stats import Stats
 from kvtier.tiers.remote import envelope
@@ -81,7 +82,9 @@ class PeerService:
         self._needs_rights = False
         self._health = health.HealthServicer()
         self._threads = ThreadPoolExecutor(CALLS_MAX, thread_name_prefix="kvtier-peer")
-        self._server = grpc.server(self._threads, options=SERVER_OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
+        self._server = grpc.server(
+            self._threads, interceptors=(Reading(),), options=SERVER_OPTIONS, maximum_concurrent_rpcs=CALLS_MAX
+        )
 
     # --- its life --------------------------------------------------------------------------------------------
 

@@ -60,6 +60,10 @@ class Ranking(Protocol):
         """It was evicted or dropped."""
         return
 
+    def is_active(self, queue: int) -> bool:
+        """Whether it is of blocks that requests under way use."""
+        return False
+
 
 class _Queues:
     """Of one size of slot: heaps of (order, slot), and what the first of each is worth."""
@@ -188,6 +192,40 @@ class Policy:
         while (parent := int(self._parent[slot])) != NONE:
             slot = parent
         return slot
+
+    def parent(self, slot: int) -> int | None:
+        """The slot of the block before it, if that is here."""
+        parent = int(self._parent[slot])
+        return None if parent == NONE else parent
+
+    def units(self, slot: int) -> int:
+        return int(self._size[slot])
+
+    def stands(self, slot: int) -> tuple[int, float]:
+        """In which queue, and its order there."""
+        return int(self._queue[slot]), float(self._order[slot])
+
+    def orders(self, slots: np.ndarray) -> np.ndarray:
+        return self._order[slots]
+
+    def leaves(self, slots: np.ndarray, size: int) -> np.ndarray:
+        """Those of these that hold a block of this size, stand in a queue, and have nobody behind them."""
+        is_leaf = (self._stamp[slots] != _DEAD) & (self._first_child[slots] == NONE)
+        return slots[is_leaf & (self._queue[slots] != KEPT) & (self._size[slots] == size)]
+
+    def is_leaf_at(self, slot: int, size: int, queue: int, order: float) -> bool:
+        """Whether such a leaf stands there, in a queue."""
+        is_alive = bool(self._stamp[slot] != _DEAD and self._size[slot] == size)
+        return is_alive and queue != KEPT and self.is_leaf(slot) and self.stands(slot) == (queue, order)
+
+    def is_active(self, slot: int) -> bool:
+        """Whether a request that is under way uses it."""
+        return self.ranking.is_active(int(self._queue[slot]))
+
+    def worth_at(self, slot: int, now: float) -> float:
+        """If it were the first of its queue."""
+        queue, order = self.stands(slot)
+        return self.ranking.worth(queue, order, float(self._used_at[slot]), now)
 
     def children(self, slot: int) -> list[int]:
         found, child = [], int(self._first_child[slot])

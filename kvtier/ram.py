@@ -14,21 +14,28 @@ wish is wiped before its slot is free: overwritten with zeros, by whoever has th
 No block is here without the one before it, unless that is below, or is being saved: who evicts takes leaves (policy.py),
 and who drops a block drops all behind it.
 
+Whose blocks they are, and what that means for room: tenants.py, charging.py. What a slot holds of those who had it before:
+residue.py.
+
 A slab of which slots are taken, or dropped and pinned, can't be cut to another size. Where a size needs it, it is
 closing: it holds no placement, and a slot that would become free in it, or a placement in it, is shut instead. The slab
 is whole again when all its slots are shut.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from kvtier.arena import Slots
 from kvtier.block import ABSENT, NO_KEY, SLOT_UNIT, BlockKey
+from kvtier.charging import Charging
 from kvtier.ghosts import Ghosts
 from kvtier.index import Index, Table
 from kvtier.policy import NONE, Policy, Ranking
+from kvtier.residue import Residue
 from kvtier.stats import Stats
+from kvtier.tenants import NOBODY, Tenants
 
 
 class Ram:
@@ -38,6 +45,9 @@ class Ram:
         self.slots = Slots(capacity)
         self.index = Index(self.slots.units, table)
         self.policy = Policy(self.slots.units, self.slots.slab_units, ranking)
+        self.tenants = Tenants(self.slots.units, capacity)
+        self.charging = Charging(self.tenants, self.policy, self._may_go, self._evict_own)
+        self.residue = Residue(self.slots.units, self.slots.slab_units, self.slots.cuts)
         self.on_give: Callable[[int], None] = lambda slot: None  # whoever has something by slot: it is nobody's now
         self.has_below: Callable[[BlockKey], bool] = lambda key: False  # whoever owns the tier below says so
         self.is_to_stay: Callable[[BlockKey], bool] = lambda key: False  # on this node; whoever knows of sessions says so
@@ -46,12 +56,14 @@ class Ram:
         self.origin = np.zeros((self.slots.units, 2), dtype=np.uint64)  # tags of the session and the tenant that saved it
         self.stays = np.zeros(self.slots.units, dtype=bool)  # its session wants it on no disk
         self.stays_here = np.zeros(self.slots.units, dtype=bool)  # and on no other machine; also without the former
+        self.zero: Callable[[int, int], None] = lambda at, n: None  # so many bytes of the arena; whoever has the memory
         self.to_wipe: list[tuple[int, int]] = []  # slots and bytes that are to be overwritten now
         self._stats = stats
         self._closing_for = 0  # the slot size that needs the closing slab
         self._pins_in_slab = np.zeros_like(self.slots.taken_in_slab)
         self._secret: set[int] = set()  # slots to be wiped when nobody uses them any more
         self._unwiped: set[int] = set()  # these, and those that are being wiped
+        self._changing_hands: set[int] = set()  # of them, those that are to be another user's
         self._awaits: dict[int, BlockKey] = {}  # slot -> the block before it, which is not here
         self._awaited: dict[BlockKey, list[int]] = {}  # and the other way round
 
@@ -75,35 +87,68 @@ class Ram:
             self._evict(victim, "its room in RAM was needed for one that is expected sooner")
         return self.slots.take(size)
 
-    def takes(self, size: int, whom: str) -> Iterator[int]:
+    def takes(
+        self, size: int, whom: str, user: int | None = None, at_most: int = 1, owed: deque[int] | None = None
+    ) -> Iterator[int]:
         """Slots of this size, one after the other, evicting what must go for each. It ends when nothing more can go.
-        `whom` they are for, is remembered of what goes."""
+        `whom` they are for, is remembered of what goes. For an engine that may write there at once also: its `user`, of
+        whom alone there are bytes in them (what has those of another is zeroed first, and is free then; `at_most` so many
+        slots at one time); `owed`: the tenants whose saves took the slots that these replace, taken from as slots are."""
         cause = f"its room in RAM was needed {whom}"
         compares = True  # with other sizes: once is enough, it costs a look at every slab
+        is_waiting, to_come = bool(self._changing_hands), 0
         while True:
-            slot = self.slots.take(size)
-            if slot is not None:
+            slot = self.slots.take(size, self.residue.best(size) if user is not None else None)
+            if slot is not None and user is not None and self.residue.is_foreign(slot, size, user):
+                self._changing_hands.add(slot)
+                self.wipe_later(slot)
+                self.give(slot)
+                to_come += 1
+            elif slot is not None:
+                if owed:
+                    owed.popleft()
                 yield slot
-            elif self._make_room(size, compares, cause):
-                compares = False
-            else:
+                continue
+            if to_come >= at_most or (user is not None and is_waiting):
                 return
+            if slot is None:
+                if not self._make_room(size, compares, cause, owed[0] if owed else NOBODY):
+                    return
+                compares = False
+
+    def lent(self, slot: int, size: int, user: int, block_bytes: int) -> None:
+        """This user's engine may write a block of so many bytes there from now on."""
+        self.residue.lent(slot, size, user)
+        at, n = self.residue.tail(slot, size, block_bytes)
+        if n:
+            self.zero(at, n)
 
     def keep(
-        self, slot: int, key: BlockKey, namespace: int, parent: BlockKey = b"", queue: int = 1, order: float | None = None
+        self,
+        slot: int,
+        key: BlockKey,
+        namespace: int,
+        parent: BlockKey = b"",
+        queue: int = 1,
+        order: float | None = None,
+        tenant: int = 0,
     ) -> bool:
         """A taken slot holds this block now; `parent` is the block before it, empty where there is none; `queue` and
-        `order`: where it is to stand. False, and the slot is free: it is here already, or the slab is closing."""
+        `order`: where it is to stand; `tenant`: the number of whose it is. False, and the slot is free: it is here already,
+        or the slab is closing."""
         if key in self.index or self.slots.is_closing(slot):
             self.give(slot)
             return False
+        size = self.slots.size_of(slot)
+        self.tenants.add(slot, tenant, size)
+        self.residue.filled(slot, size, namespace)
         before = int(self.index.find(parent)[0]) if parent else ABSENT
         self.index.add(key, slot, namespace)
         self.is_below[slot] = self.stays[slot] = False
         self.stays_here[slot] = self.is_to_stay(key)
         self.origin[slot] = 0
         behind = NONE if before == ABSENT else before
-        self.policy.add(slot, self.slots.size_of(slot) // SLOT_UNIT, key, behind, queue, self.now, order)
+        self.policy.add(slot, size // SLOT_UNIT, key, behind, queue, self.now, order)
         for child in self._awaited.pop(key, ()):
             del self._awaits[child]
             if self.policy.root(slot) != child:  # else a liar made a ring
@@ -114,11 +159,19 @@ class Ram:
         return True
 
     def save(
-        self, slots: list[int], keys: list[BlockKey], befores: list[BlockKey], namespace: int, queue: int, is_barred: bool
+        self,
+        slots: list[int],
+        keys: list[BlockKey],
+        befores: list[BlockKey],
+        namespace: int,
+        queue: int,
+        is_barred: bool,
+        tenant: int = 0,
     ) -> list[int]:
         """An engine has filled these taken slots. Which of them, by their place in the list, hold a block now; the others
-        are free. `befores`: the block before each, or NO_KEY. `is_barred`: nothing of it is wanted."""
-        saved, known, refused = [], 0, 0
+        are free. `befores`: the block before each, or NO_KEY. `is_barred`: nothing of it is wanted. `tenant`: the number of
+        whose they are."""
+        saved, known, refused, over_quota = [], 0, 0, 0
         size = self.slots.size_of(slots[0]) if slots else 0
         for i, (slot, key, before) in enumerate(zip(slots, keys, befores)):
             known += (is_known := key in self.index)
@@ -126,15 +179,21 @@ class Ram:
             if is_barred or not (is_known or self.has_use_for(parent)):
                 self.give(slot)
                 refused += not is_known
-            elif self.keep(slot, key, namespace, parent, queue):
+            elif not is_known and not self.makes_own_room(tenant, size, parent):
+                self.give(slot)
+                over_quota += 1
+            elif self.keep(slot, key, namespace, parent, queue, tenant=tenant):
                 saved.append(i)
         new = len(keys) - known
         self._stats.add("saved_blocks", new)
         self._stats.add("saved_bytes", new * size)
         self._stats.add("known_blocks", known)
-        self._stats.add("evicted_blocks", new - len(saved) - refused)
+        self._stats.add("evicted_blocks", new - len(saved) - refused - over_quota)
         self._stats.add("refused_forgotten" if is_barred else "refused_orphans", refused)
-        return saved
+        self._stats.add("refused_quota", over_quota)
+        if not self.tenants.is_limited:
+            return saved
+        return [i for i in saved if int(self.index.find(keys[i])[0]) == slots[i]]  # one may have gone for the next
 
     def give(self, slot: int) -> None:
         """A taken slot is free, or will be when it is wiped."""
@@ -147,6 +206,11 @@ class Ram:
 
     def wiped(self, slot: int) -> None:
         self._unwiped.discard(slot)
+        size = self.slots.size_of(slot)
+        self.residue.wiped(slot, size)
+        if slot in self._changing_hands:
+            self._changing_hands.discard(slot)
+            self.residue.zeroed(slot, size)
         self.slots.give(slot)
 
     def wipe_later(self, slot: int) -> None:
@@ -157,6 +221,33 @@ class Ram:
     def is_unwiped(self, slot: int) -> bool:
         """It is to be wiped, and isn't yet."""
         return slot in self._unwiped
+
+    def own(self, slots: np.ndarray, origin: bytes) -> None:
+        """These blocks are of this origin: the tags of a session and of a tenant. If that one has more than its quota now,
+        blocks of it go."""
+        if not len(slots):
+            return
+        self.origin[slots] = np.frombuffer(origin, np.uint64)
+        number = self.tenants.number(int(self.origin[slots[0], 1]))
+        for slot in self.tenants.others(slots, number).tolist():
+            size = self.slots.size_of(slot)
+            self.tenants.remove(slot, size)
+            self.tenants.add(slot, number, size)
+        self.makes_own_room(number, self.slots.size_of(int(slots[0])), b"", more=0)
+
+    def makes_own_room(self, tenant: int, size: int, parent: BlockKey, more: int = 1) -> bool:
+        """Whether this tenant may have `more` blocks of this size, after what must go of its own has gone; not `parent`,
+        the block that they stand behind."""
+        if self.tenants.has_room(tenant, more * size, more):
+            return True
+        sizes = [size, *set(self.slots.size_of_slab.tolist()) - {0, size}]
+        before = int(self.index.find(parent)[0]) if parent else NONE
+        return self.charging.makes_room(tenant, sizes, more, before, self.now)
+
+    def shed(self) -> None:
+        """What tenants have above their quotas goes, where something kept it there until now."""
+        for number in self.tenants.over().tolist():
+            self.makes_own_room(number, SLOT_UNIT, b"", more=0)
 
     def use(self, slots: np.ndarray, queues: tuple[int, int] | None) -> None:
         """Used now. `queues`: where they are to stand, those that aren't below and those that are; None: where they
@@ -239,7 +330,7 @@ class Ram:
 
     # --- how: what must go -------------------------------------------------------------------------------------
 
-    def _make_room(self, size: int, compares: bool, cause: str) -> bool:
+    def _make_room(self, size: int, compares: bool, cause: str, payer: int = NOBODY) -> bool:
         """Whether a slot of this size can be taken now, for what was worth least has gone.
 
         That is a block of this size; or a whole slab of another size, when its blocks were used on the mean earlier than
@@ -250,13 +341,18 @@ class Ram:
         own = self._victim(size)
         if (own is None or compares) and self._clear_slab(size, own, cause):
             return True
-        if own is not None:
+        if own is None:
+            return False
+        if not self.charging.is_paid(payer, own, size, cause, self.now):
             self._evict(own, cause)
-        return own is not None
+        return True
 
     def _victim(self, size: int) -> int | None:
         """The block of this size that goes first, if one may."""
-        return self.policy.victim(size // SLOT_UNIT, lambda slot: not self.index.is_pinned(slot), self.now)
+        return self.policy.victim(size // SLOT_UNIT, self._may_go, self.now)
+
+    def _may_go(self, slot: int) -> bool:
+        return not self.index.is_pinned(slot)
 
     def _clear_slab(self, size: int, own: int | None, cause: str) -> bool:
         """Whether a slab of another size is whole now. If slots of the best one are taken or pinned it will be later:
@@ -280,12 +376,18 @@ class Ram:
                 self._stats.add("evicted_blocks", self.drop([slot], cause))
         return not held[slab]
 
+    def _evict_own(self, slot: int, cause: str) -> None:
+        """For others of its tenant."""
+        self._evict(slot, cause)
+        self._stats.add("evicted_own_blocks")
+
     def _evict(self, slot: int, cause: str) -> None:
         assert self.policy.is_leaf(slot)
         self.drop([slot], cause)
         self._stats.add("evicted_blocks")
 
     def _drop(self, slot: int) -> None:
+        self.tenants.remove(slot, self.slots.size_of(slot))
         self.policy.remove(slot, self.index.key(slot))
         parent = self._awaits.pop(slot, None)
         if parent is not None:

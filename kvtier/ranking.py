@@ -103,6 +103,9 @@ class Value(Ranking):
         mine = self._queues[queue]
         return self.queue(mine.kind, mine.namespace, is_below)
 
+    def is_active(self, queue: int) -> bool:
+        return self._queues[queue].kind == ACTIVE
+
     def added(self, slot: int, key: BlockKey, wanted: int) -> int:
         return wanted
 

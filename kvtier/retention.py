@@ -21,6 +21,7 @@ from kvtier.draining import Draining
 from kvtier.expecting import Expecting
 from kvtier.following import Following
 from kvtier.forgetting import Forgetting, origin_of
+from kvtier.hearing import Hearing
 from kvtier.index import Table
 from kvtier.listing import Listing, Row
 from kvtier.lower import Lower
@@ -30,12 +31,11 @@ from kvtier.pins import Pins
 from kvtier.ram import Ram
 from kvtier.ranking import ACTIVE, PARKED, Value
 from kvtier.returns import OTHERS, Returns
-from kvtier.session import NOTHING, Hints, Session, Sessions, State, names_of
+from kvtier.session import Hints, Session, Sessions, State, names_of
 from kvtier.standing import Pair, Standing
 
 LEARN_S = 5.0  # between looks at what was seen
-SAID_MAX = 8192  # requests of which hints came and no lookup yet
-COUNTED_MAX = 5000  # sessions; the states of more are not counted anew each time that somebody looks
+COUNTED_MAX = 2000  # sessions; the states of more are not counted anew each time that somebody looks
 WARM_S = 60.0  # so long what was warmed waits for its session
 LEAD_FACTOR, LEAD_S = 2.0, 0.1  # how long before an announced return it is fetched: times what it takes, and more
 
@@ -55,7 +55,7 @@ class Retention:
         self.draining = Draining(ram, self._sessions)
         self.moving = Moving(self._sessions)
         self._ram = ram
-        self._said: dict[tuple[str, str], Hints] = {}
+        self.hearing = Hearing(self._sessions, ram.tenants)
         self._categories = Categories(returns)
         self._following = Following(returns, self._categories, self._expecting)
         self._standing = Standing(ram, self._sessions, self._categories, self.pins, value)
@@ -87,16 +87,10 @@ class Retention:
 
     # --- events --------------------------------------------------------------------------------------------------
 
-    def begin(self, engine: str, request: str, hints: Hints) -> None:
-        """What a client says of a request that comes now."""
-        if len(self._said) >= SAID_MAX:
-            del self._said[next(iter(self._said))]
-        self._said[engine, request] = hints
-
     def asked(self, engine: str, request: str, keys: bytes, namespace: int, kind: Kind, now: float) -> Pair | None:
         """A request asks for these. The queues where its blocks stand until it is over; None: of one that is not to be
         known."""
-        hints = self._said.get((engine, request), NOTHING)
+        hints = self.hearing.of(engine, request)
         if hints.no_store:
             return None  # they stay where they stand
         if self._sessions.of_request(engine, request) is None and not self._forgetting.is_barred(engine, request):
@@ -133,12 +127,12 @@ class Retention:
         if session is not None:
             self._sessions.saved((engine, request), b"".join(keys))
             self._mark(session, slots)
-        self._standing.keep_back(slots, session or self._said.get((engine, request), NOTHING))
+        self._standing.keep_back(slots, session or self.hearing.of(engine, request))
 
     def _mark(self, session: Session, slots: np.ndarray) -> None:
         """It was the first to save what of these has no mark yet."""
         new = slots[~self._ram.origin[slots].any(axis=1)]
-        self._ram.origin[new] = np.frombuffer(origin_of(session), np.uint64)
+        self._ram.own(new, origin_of(session))
 
     def saving(self, engine: str, request: str, keys: bytes, namespace: int, kind: Kind, now: float) -> Pair:
         """The queues where its blocks stand while it is under way. One that saves has a session, also if it never asked."""
@@ -167,7 +161,7 @@ class Retention:
         saved = b"" if session is None else b"".join(session.requests[engine, request])
         if request and keys and session is None:  # it never asked
             self.asked(engine, request, keys, namespace, kind, now)
-        self._said.pop((engine, request), None)
+        self.hearing.forget(engine, request)
         found = self._sessions.over((engine, request), keys, now)
         here = self._standing.here(keys)
         if found is None:
@@ -175,6 +169,7 @@ class Retention:
         else:
             session, superseded = found
             self._mark(session, here)
+            here = self._standing.here(keys)  # its tenant may have lost some by that
             self._standing.retire(superseded)
             if session.requests:
                 self._ram.use(here, self._standing.pair(ACTIVE, session.namespace))
@@ -187,8 +182,7 @@ class Retention:
 
     def left(self, engine: str, now: float) -> None:
         """It is gone: its requests are over, and nobody says what they had."""
-        for name in [name for name in self._said if name[0] == engine]:
-            del self._said[name]
+        self.hearing.left(engine)
         self._forgetting.left(engine)
         for request, session in self._sessions.of_engine(engine):
             saved = b"".join(session.requests[engine, request])
@@ -204,6 +198,11 @@ class Retention:
                 self._unpin(session)
                 self._following.ended(session)
                 self._sessions.drop(session)
+
+    @property
+    def due_at(self) -> float:
+        """When a tick is to come at the latest, for sessions that were announced."""
+        return self._expecting.due_at
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -223,6 +222,8 @@ class Retention:
             else:
                 self._expire(session)
         self.draining.step(now)
+        if self._ram.tenants.is_limited:
+            self._ram.shed()
 
     # --- what is wished ------------------------------------------------------------------------------------------
 

@@ -80,6 +80,11 @@ class Returns:
         """It is idle from now on."""
         self._away_in[session], self._away_since[session] = category, now
 
+    def away(self, session: int) -> tuple[int, float] | None:
+        """Under which category it is away, and since when; None: it isn't."""
+        category = int(self._away_in[session])
+        return None if category < 0 else (category, float(self._away_since[session]))
+
     def came(self, session: int, now: float) -> None:
         """It is back."""
         category = int(self._away_in[session])
@@ -118,8 +123,13 @@ class Returns:
         prior = np.minimum(HAZARD_MAX, base[None] * ratio[:, None])
         for number, own in self._own.items():
             prior[number] = own
-        self.hazard = np.minimum(HAZARD_MAX, (self._returned + PRIOR_WEIGHT * prior) / (present + PRIOR_WEIGHT))
-        self._index = _gittins(self.hazard)
+        hazard = np.minimum(HAZARD_MAX, (self._returned + PRIOR_WEIGHT * prior) / (present + PRIOR_WEIGHT))
+        if np.array_equal(hazard, self.hazard):  # nothing was seen: an idle daemon would do little else than what follows
+            return
+        self.hazard = hazard
+        # Those that have no name yet are all alike: one is looked at for all.
+        rows = _gittins(self.hazard[: len(self.names) + 1])
+        self._index[: len(rows)], self._index[len(rows) :] = rows, rows[-1]
         self._rows = self._index.tolist()
 
     # --- what follows --------------------------------------------------------------------------------------------

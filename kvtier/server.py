@@ -11,26 +11,25 @@ are done (or the kernel does, when it dies: departing.py), and only then are the
 
 import asyncio
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from kvtier import __version__, dispatch, protocol
+from kvtier.access import Access
 from kvtier.block import namespace_secret, pack_slots, witness_secret
 from kvtier.config import Config
 from kvtier.departing import Departing
 from kvtier.errors import CODES, OrderError, ProtocolError
-from kvtier.listener import bind
+from kvtier.lending import GUEST
 from kvtier.members import Client, Members
 from kvtier.store import BlockStore
+from kvtier.users import Users, root_of
 
 log = logging.getLogger("kvtierd")
 
-LOOK_S = 0.02  # between looks whether the GPU tier is still read
 ACCEPT_PAUSE_S = 0.5  # after the process ran out of descriptors
 EXPLAINED_MAX = 256  # decisions in an answer
 SHOWN_MAX = 256  # engines, and clients, in a snapshot: with the longest names they still fit a frame
@@ -41,7 +40,7 @@ class Server:
         self.store = store
         self.clients: set[Client] = set()
         self._arena_fd = arena_fd
-        self._root, self._witness_secret = root, witness_secret(root)
+        self._root = root
         self._generation = self._last_generation = generation
         self._max_clients = config.count("server.max_clients")
         self._hello_timeout_s = config.number("server.hello_timeout_ms") / 1e3
@@ -50,7 +49,9 @@ class Server:
         self._departing = Departing(self._part)
         self._listener: socket.socket | None = None
         self._started = time.monotonic()
-        self.facts: dict[str, object] = {}  # what the daemon knows of its arena, for observers
+        self.access = Access()  # who may connect
+        self.users = Users()  # whose engines share blocks
+        self.facts: dict[str, object] = {}  # what the daemon knows beside the store, or how to ask, for observers
         self.for_workers: dict[str, Any] = {}  # further fields of their Welcome: the GPU tier's memory
         self.tier_states: dict[str, Callable[[], Mapping[str, object]]] = {}  # and of the tiers beside it, by name
         self.on_join: Callable[[str, bytes], None] = lambda engine, namespace: None
@@ -59,11 +60,16 @@ class Server:
         self._flushes: dict[int, Client] = {}  # who asked for it
         self._last_flush = 0
 
+    @property
+    def last_generation(self) -> int:
+        """That anybody had."""
+        return self._last_generation
+
     # --- the listening socket --------------------------------------------------------------------------------
 
-    def listen(self, path: Path) -> None:
-        """Whoever connects waits. DaemonError when the path can't be had or another kvtierd has it."""
-        self._listener = bind(path)
+    def listen(self, listener: socket.socket) -> None:
+        """Whoever connects waits."""
+        self._listener = listener
 
     def serve(self) -> None:
         """Those who wait, and all who come, on the running loop; nobody once it is closed."""
@@ -71,33 +77,13 @@ class Server:
         if self._listener is not None:
             self._loop.add_reader(self._listener, self._on_accept)
 
-    async def drain(self, within_s: float) -> bool:
-        """Nobody new is let in, no more answers name places of the GPU tier, and workers that read there finish their
-        copies. Whether nobody reads there any more: a worker has hung up, or its engine has no lease on a place. Those of
-        an idle engine hear nothing before its next step, and nobody need wait for them."""
-        self._close_listener()
-        mirror = self.store.mirror
-        if mirror is None:
-            return True
-        mirror.end()
-        mapping = [client for client in self.clients if client.mapped is not None and client.mapped.maps_gpu]
-        for worker in mapping:
-            self._send(worker, protocol.encode(protocol.Drain()))
-
-        def is_read() -> bool:
-            return any(worker in self.clients and worker.engine in mirror.reading for worker in mapping)
-
-        until = time.monotonic() + within_s
-        while is_read() and time.monotonic() < until:
-            await asyncio.sleep(LOOK_S)
-        return not is_read()
-
     def close(self) -> None:
-        self._close_listener()
+        self.refuse_all()
         for client in list(self.clients):
             self._forget(client)
 
-    def _close_listener(self) -> None:
+    def refuse_all(self) -> None:
+        """Nobody new is let in."""
         if self._listener is not None:
             self._loop.remove_reader(self._listener)
             self._listener.close()
@@ -116,7 +102,7 @@ class Server:
         client = Client.of(sock, time.monotonic())
         self.clients.add(client)
         self._loop.add_reader(sock, self._on_readable, client)
-        if client.uid not in (0, os.geteuid()):
+        if not self.access.allows(sock):
             self._refuse(client, ProtocolError("not_allowed", f"user {client.uid} may not use this kvtierd"))
         elif len(self.clients) > self._max_clients:
             self._refuse(client, ProtocolError("too_many", f"server.max_clients = {self._max_clients} is reached"))
@@ -169,7 +155,8 @@ class Server:
         elif isinstance(message, protocol.Flush) and client.role == protocol.OBSERVER:
             self._on_flush(client)
         elif isinstance(message, protocol.Explain) and client.role == protocol.OBSERVER:
-            records = self.store.decisions.explain(message.request, min(message.last, EXPLAINED_MAX))
+            user = None if self.users.see_all(client.uid) else self.users.name(client.uid)
+            records = self.store.decisions.explain(message.request, min(message.last, EXPLAINED_MAX), user)
             self._send(client, protocol.encode(protocol.Explained({"decisions": records[-EXPLAINED_MAX:]})))
         else:
             raise OrderError(f"{type(message).__name__} is not allowed now")
@@ -177,6 +164,8 @@ class Server:
     def _on_hello(self, client: Client, hello: protocol.Hello) -> None:
         if client.role:
             raise OrderError("a second Hello")
+        if hello.engine.startswith(GUEST) or not hello.engine.isprintable():
+            raise ProtocolError("bad_frame", f"an engine's name is printable and does not begin with {GUEST}")
         if hello.role == protocol.OBSERVER:
             client.role = hello.role
             self._welcome(client, self._generation, b"", 0)
@@ -189,42 +178,41 @@ class Server:
         self.store.stats.add("clients_joined")
 
     def _join_worker(self, client: Client, hello: protocol.Hello) -> None:
-        members = self._engines.get(hello.engine)
+        members = self._members(client, hello.engine)
+        if members is not None and self._departing.comes_anew(client.pid, members.workers):
+            members = self._members(client, hello.engine)
         if members is not None and members.joined and members.scheduler is None:
             raise ProtocolError("engine_leaving", CODES["engine_leaving"])
-        members = members or self._new_members(hello.engine)
+        members = members or self._new_members(client, hello.engine)
         client.role, client.engine = hello.role, hello.engine
         members.workers.add(client)
         self._note_readers(client.engine)
         self._welcome(client, members.generation, b"", 0)
 
     def _join_scheduler(self, client: Client, hello: protocol.Hello) -> None:
-        members = self._engines.get(hello.engine)
+        members = self._members(client, hello.engine)
         if members is not None and members.joined:
             raise ProtocolError("engine_leaving", CODES["engine_leaving"])
-        if len(hello.namespace) != 32 or not hello.block_bytes or not hello.block_tokens:
-            raise ProtocolError("bad_frame", "a scheduler's Hello names its namespace and block size")
-        lend = min(hello.lend, protocol.KEYS_MAX)  # they go out in one Lend
-        epoch, lend = self.store.join(
-            hello.engine,
-            hello.namespace,
-            hello.block_bytes,
-            hello.block_tokens,
-            lend,
-            time.monotonic(),
-            is_chain=bool(hello.is_chain),
-        )
-        members = members or self._new_members(hello.engine)
+        user = self.users.name(client.uid)
+        namespace, epoch, lend = dispatch.join(self.store, hello, user, time.monotonic())
+        members = members or self._new_members(client, hello.engine)
         client.role, client.engine = hello.role, hello.engine
-        members.scheduler, members.joined, members.namespace = client, True, hello.namespace
-        secret = namespace_secret(self._root, hello.namespace, epoch)
-        self._welcome(client, members.generation, secret, lend, self._witness_secret)
-        self.on_join(hello.engine, hello.namespace)
+        members.scheduler, members.joined, members.namespace = client, True, namespace
+        secret, witness = namespace_secret(self._root, namespace, epoch), witness_secret(root_of(user, self._root))
+        self._welcome(client, members.generation, secret, lend, witness)
+        self.on_join(hello.engine, namespace)
         self._send_workers(members)
 
-    def _new_members(self, engine: str) -> Members:
+    def _members(self, client: Client, engine: str) -> Members | None:
+        """The engine's processes that are here. ProtocolError: they are of another user than this client."""
+        members = self._engines.get(engine)
+        if members is not None and members.uid != client.uid:
+            raise ProtocolError("not_allowed", f"an engine of another user is named {engine}")
+        return members
+
+    def _new_members(self, client: Client, engine: str) -> Members:
         self._last_generation += 1
-        members = self._engines[engine] = Members(self._last_generation)
+        members = self._engines[engine] = Members(self._last_generation, client.uid)
         return members
 
     def _welcome(self, client: Client, generation: int, secret: bytes, lend: int, witness_secret: bytes = b"") -> None:
@@ -304,7 +292,7 @@ class Server:
             self._loop.add_writer(client.sock, self._on_writable, client)
         client.unsent += frame
         if len(client.unsent) > self._send_buffer:
-            log.warning("client of process %d doesn't read; it is disconnected", client.pid)
+            log.warning("client of process %(process)d doesn't read; it is disconnected", {"process": client.pid})
             client.unsent.clear()
             self._hang_up(client)
 
@@ -324,7 +312,8 @@ class Server:
 
     def _refuse(self, client: Client, error: ProtocolError) -> None:
         """Tell it why, then hang up. What others have stays untouched."""
-        log.info("process %d (%s): %s", client.pid, client.role or "no Hello", error)
+        who = {"process": client.pid, "role": client.role or "no Hello", "error": error}
+        log.info("process %(process)d (%(role)s) is hung up on: %(error)s", who)
         refused = not client.role and error.code not in ("bad_frame", "bad_order")
         self.store.stats.add("clients_refused" if refused else "protocol_errors")
         self._send(client, protocol.encode(protocol.Error(error.code, str(error))))
@@ -376,7 +365,7 @@ class Server:
             if members.joined:
                 self.on_leave(client.engine)
                 self.store.leave(client.engine, time.monotonic())
-                log.info("engine %s is gone; its slots and leases are free", client.engine)
+                log.info("engine %(engine)s is gone; its slots and leases are free", {"engine": client.engine})
 
     # --- what there is ---------------------------------------------------------------------------------------
 
@@ -386,13 +375,12 @@ class Server:
         held = self.store.snapshot(now)
         for name, state in self.tier_states.items():
             held["tiers"][name] |= state()
-        capacity = self.store.ram.slots.capacity
-        engines = [row | self._engines[row["engine"]].copying(capacity) for row in held["engines"]]
+        engines = [row | self._engines[row["engine"]].copying(self.store.ram.slots.capacity) for row in held["engines"]]
         return {
             "version": __version__,
             "generation": self._generation,
             "uptime_s": round(now - self._started, 3),
-            **self.facts,
+            **{name: fact() if callable(fact) else fact for name, fact in self.facts.items()},
             **held,
             "engines": engines[:SHOWN_MAX],
             "clients": clients[:SHOWN_MAX],

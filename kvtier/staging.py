@@ -232,6 +232,7 @@ class Staging:
     def _begin_read(self, ticket: int, one: Wanted, askers: list[Asker], slot: int, source: Source) -> Promote:
         namespace, checksum = source.begin(one)
         promote = Promote(ticket, one.key, slot, one.place, one.size, checksum, namespace)
+        self._ram.residue.filling(slot, one.size, namespace)
         self._reads[one.key] = _Read(promote, namespace, self._epochs[namespace], askers, one.parent, source)
         self._bytes[source.tier] += one.size
         return promote
@@ -251,15 +252,26 @@ class Staging:
         is_reset = self._epochs[read.namespace] != read.epoch
         if done.fault or read.is_unwanted or is_reset or self._is_orphan(read):
             self._ram.give(order.slot)
-        elif self._ram.keep(order.slot, order.key, read.namespace, read.parent, *self.stands(order.key, read.namespace)):
+        elif self._keep(order, read, origin := np.frombuffer(source.origin(order) or NOBODYS, np.uint64)):
             if source.keeps:
                 self._ram.note_below(order.slot, True)
-            self._ram.origin[order.slot] = np.frombuffer(source.origin(order) or NOBODYS, np.uint64)
+            self._ram.origin[order.slot] = origin
             self._stats.add(source.counters + "promoted_blocks")
             self._stats.add(source.counters + "promoted_bytes", order.size)
             return order.slot
         self._lose([order.key], source, ())
         return None
+
+    def _keep(self, order: Promote, read: _Read, origin: np.ndarray) -> bool:
+        """Unless its tenant has as much as it may."""
+        ram = self._ram
+        tenant = ram.tenants.number(int(origin[1]))
+        if not ram.makes_own_room(tenant, order.size, read.parent):
+            self._stats.add("unkept_promotions")
+            ram.give(order.slot)
+            return False
+        where = self.stands(order.key, read.namespace)
+        return ram.keep(order.slot, order.key, read.namespace, read.parent, *where, tenant=tenant)
 
     def _tell(self, read: _Read, now: float) -> None:
         self.arrived += [(asker, read.promote.key) for asker in read.askers]

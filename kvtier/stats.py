@@ -1,4 +1,9 @@
-"""What is counted, each declared once with its one-line meaning. Pure."""
+"""What is counted and how long things take, each declared once with its one-line meaning. Pure.
+
+How that is shown to Prometheus: metrics.py.
+"""
+
+from bisect import bisect_left
 
 COUNTERS: dict[str, str] = {
     "lookups": "questions which of a request's blocks are here",
@@ -10,10 +15,16 @@ COUNTERS: dict[str, str] = {
     "loaded_blocks": "blocks that engines loaded",
     "loaded_tokens": "tokens that engines did not have to compute again",
     "loaded_bytes": "bytes that engines loaded",
+    "prompt_resident_tokens": "prompt tokens of requests that came to their first token: the engine's own cache had them",
+    "prompt_loaded_tokens": "such tokens: the engine loaded them",
+    "prompt_computed_tokens": "such tokens: the engine computed them",
     "saved_blocks": "blocks that engines saved",
     "saved_bytes": "bytes that engines saved",
     "known_blocks": "saved blocks that were here already, their slots given back",
     "evicted_blocks": "blocks that made room for others",
+    "evicted_own_blocks": "of these, blocks that went for others of their own tenant: it had more than its share or quota",
+    "refused_quota": "blocks not kept: their tenant has as much as it may (tenant.max_share, tenant.max_blocks)",
+    "unkept_promotions": "blocks read from below and not kept: their tenant has as much as it may",
     "mirrored_blocks": "blocks copied to the GPU tier",
     "mirrored_bytes": "bytes copied to the GPU tier",
     "found_gpu_keys": "keys that engines were told to read from the GPU tier",
@@ -38,6 +49,7 @@ COUNTERS: dict[str, str] = {
     "missed_timed_out": "such requests: the blocks did not come in time",
     "missed_tier_off": "such requests: the tier was slower than computing in the last minute",
     "missed_remote_away": "such requests: the remote, where they may be, did not answer",
+    "missed_tenant_loads": "such requests: their tenant had as many leases open as it may (tenant.max_loads)",
     "missed_hold_out": "such requests: cost.holdout of them go without, to see what the others gain",
     "refused_orphans": "blocks not kept: the block before them is nowhere, so they would be of no use",
     "refused_forgotten": "blocks not kept: their session was forgotten by wish while they were saved",
@@ -53,6 +65,7 @@ COUNTERS: dict[str, str] = {
     "refused_first_use": "blocks not written to NVMe: used once, and less than half of a day's write budget is left",
     "refused_budget": "blocks not written to NVMe: the write budget (nvme.endurance_dwpd) is used up",
     "refused_queue": "blocks not written to NVMe: too many wait for it",
+    "refused_tenant_rate": "blocks not written to NVMe: their tenant writes more than tenant.write_rate",
     "refused_too_large": "blocks not written to NVMe: larger than an extent; raise nvme.capacity",
     "remote_asked_keys": "keys that the remote was asked for",
     "remote_promoted_blocks": "blocks read from the remote, verified",
@@ -69,6 +82,7 @@ COUNTERS: dict[str, str] = {
     "remote_refused_ended": "blocks not written to the remote: their session is over, or went on without them",
     "remote_refused_reset": "blocks not written to the remote: their engine reset its cache; no other node knows to what",
     "remote_refused_erasing": "blocks not written to the remote: what was forgotten of them is being deleted there",
+    "remote_refused_tenant_rate": "blocks not written to the remote: their tenant writes more than tenant.write_rate",
     "remote_refused_queue": "blocks not written to the remote: too many wait for it (remote.write_rate)",
     "reset_blocks": "blocks dropped because an engine reset its cache (a weight update does)",
     "skipped_no_slot": "blocks not saved: no slot was lent to the engine in time",
@@ -89,7 +103,20 @@ COUNTERS: dict[str, str] = {
     "peer_saved_bytes": "bytes that other nodes wrote here",
     "peer_refused_blocks": "blocks of other nodes that were not taken: no room, or more than peer.write_rate",
     "engines_gone": "engines that left or died; their slots and leases came back",
+    "reclaimed_slots": "lent slots that came back unused from engines that left or died",
 }
+
+DURATIONS: dict[str, str] = {
+    "answer": "from a request's lookup to its answer: long where it waits for blocks from below",
+    "load": "from an engine's order of a load to its end: all blocks of a request, none of them from the GPU tier",
+    "mirror": "of a copy to the GPU tier, from its order on",
+    "nvme_demote": "of a write to NVMe, from its order on",
+    "nvme_promote": "of a read from NVMe, from its order on",
+    "remote_demote": "of a write to the remote, from its order on",
+    "remote_promote": "of a read from the remote, from its order on",
+    "tick": "that the daemon's loop was late to look at the clock: so long whatever came had to wait",
+}
+BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 # What a connector may report of itself; the rest only the daemon counts.
 REPORTED = frozenset(
@@ -99,11 +126,26 @@ REPORTED = frozenset(
 )
 
 
+class Histogram:
+    """How many durations were at most so long, and longer than the bucket before."""
+
+    __slots__ = ("counts", "sum_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self.sum_s += seconds
+
+
 class Stats:
-    """Counters since the daemon's start. Never negative, never reset."""
+    """Counters and durations since the daemon's start. Never negative, never reset."""
 
     def __init__(self) -> None:
         self._count = dict.fromkeys(COUNTERS, 0)
+        self._took = {name: Histogram() for name in DURATIONS}
 
     def add(self, name: str, n: int = 1) -> None:
         assert n >= 0, (name, n)
@@ -114,3 +156,11 @@ class Stats:
 
     def snapshot(self) -> dict[str, int]:
         return dict(self._count)
+
+    def observe(self, name: str, seconds: float) -> None:
+        """Something has taken so long."""
+        self._took[name].observe(max(0.0, seconds))
+
+    def durations(self) -> dict[str, dict[str, object]]:
+        """As JSON values: how many fell into each bucket of BUCKETS_S and above, and seconds in all."""
+        return {name: {"counts": list(took.counts), "sum_s": round(took.sum_s, 6)} for name, took in self._took.items()}

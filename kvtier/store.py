@@ -28,10 +28,10 @@ import numpy as np
 
 from kvtier.admission import Budget
 from kvtier.away import Away
-from kvtier.block import NO_KEY, SLOT_UNIT, Kind, slot_bytes_for, unpack_keys
+from kvtier.block import NO_KEY, SLOT_UNIT, unpack_keys
 from kvtier.deciding import Decisions
 from kvtier.decision import Ask
-from kvtier.errors import OrderError, ProtocolError
+from kvtier.errors import OrderError
 from kvtier.estimators import Link
 from kvtier.extents import Extents
 from kvtier.index import Table
@@ -137,22 +137,19 @@ class BlockStore:
         now: float,
         *,
         is_chain: bool = True,
+        user: str = "",
     ) -> tuple[int, int]:
-        """A new engine. `lend`: how many slots it would like to hold. Returns its namespace's epoch and the number of
-        slots that it may hold now; more engines make that fewer."""
+        """A new engine. `lend`: how many slots it would like to hold; `user`: whose it is, as tenants.tenant_of has it.
+        Returns its namespace's epoch and the number of slots that it may hold now; more engines make that fewer."""
         if engine in self.lending.engines:
             raise OrderError(f"engine {engine} has joined already; its former processes must be gone first")
-        size = slot_bytes_for(block_bytes)
-        if size > self.ram.slots.slab_bytes:
-            raise ProtocolError(
-                "too_large",
-                f"a block of {block_bytes} bytes does not fit a slab of {self.ram.slots.slab_bytes}; raise cpu.capacity",
-            )
-        known = self.namespace(namespace)
-        wish = max(1, lend)
-        mine = Engine(known.number, Kind(size, block_tokens, is_chain), wish, wish, now)
+        kind, wish = self.lending.kind_of(block_bytes, block_tokens, is_chain), max(1, lend)
+        known, number = self.namespace(namespace), self.ram.residue.user(user)
+        self.ram.residue.belongs(known.number, number)
+        self.retention.hearing.joined(engine, user)
+        mine = Engine(known.number, kind, wish, wish, now, user=number, block_bytes=block_bytes)
         self.lending.join(engine, mine)
-        self.decisions.join(engine, f"namespace {namespace.hex()[:12]}", now)
+        self.decisions.join(engine, f"namespace {namespace.hex()[:12]}", now, user)
         self.retention.names(known.number, namespace.hex()[:12])
         return known.epoch, self.lending.target(mine)
 
@@ -185,7 +182,7 @@ class BlockStore:
         self.decisions.leave(engine)
         if self.mirror is not None:
             self.mirror.left(engine)
-        self.lending.leave(engine)
+        self.stats.add("reclaimed_slots", self.lending.leave(engine))
         self.stats.add("engines_gone")
 
     def reset(self, engine: str, namespace: bytes) -> None:
@@ -219,7 +216,9 @@ class BlockStore:
         befores = unpack_keys(parents) if parents else [NO_KEY] * len(names)
         queue, _ = self.retention.saving(engine, request, keys, mine.namespace, mine.kind, now)
         is_barred = self.retention.is_barred(engine, request, numbers)
-        saved = self.ram.save(numbers, names, befores, mine.namespace, queue, is_barred)
+        tenant = self.retention.hearing.tenant(engine, request, now)
+        self.lending.owes(engine, tenant, len(numbers))
+        saved = self.ram.save(numbers, names, befores, mine.namespace, queue, is_barred, tenant)
         if saved:
             kept = slots[saved].astype(np.intp)
             self.ram.use(kept, None)
@@ -251,7 +250,8 @@ class BlockStore:
         queues = None
         if ask.request:
             queues = self.retention.asked(engine, ask.request, keys, mine.namespace, mine.kind, now)
-        return self.leases.lookup(Lookup((engine, lease), keys, mine.kind, mine.namespace, queues, skip, ask, now))
+        tenant = self.retention.hearing.tenant(engine, ask.request, now)
+        return self.leases.lookup(Lookup((engine, lease), keys, mine.kind, mine.namespace, queues, skip, ask, now, tenant))
 
     def answered(self, engine: str, lease: int, answer: np.ndarray) -> np.ndarray:
         """A lookup's answer as its engine is to hear it: with places of the GPU tier where its workers can read them."""
@@ -262,8 +262,7 @@ class BlockStore:
         was never open."""
         mine = self.lending.engines[engine].kind
         loaded = min(loaded, self.leases.release((engine, lease), now))
-        if self.mirror is not None and self.mirror.released((engine, lease)):
-            load_s = 0.0
+        load_s = 0.0 if self.mirror is not None and self.mirror.released((engine, lease)) else load_s
         self.decisions.loaded(engine, loaded * mine.slot_bytes, load_s)
         self.stats.add("loaded_blocks", loaded)
         self.stats.add("loaded_tokens", loaded * mine.block_tokens)
@@ -287,7 +286,7 @@ class BlockStore:
 
     def begin(self, engine: str, request: str, hints: Hints, now: float = 0.0) -> None:
         """What a client says of a request that comes now; before its lookup."""
-        self.retention.begin(engine, request, hints)
+        self.retention.hearing.hear(engine, request, hints)
 
     def touch(self, engine: str, keys: bytes, request: str = "", now: float = 0.0) -> None:
         """A request is over. Its keys in prefix order, so that a conversation loses its tail first."""
@@ -394,6 +393,7 @@ class BlockStore:
         return {
             "tiers": tiers,
             "engines": [row | self.leases.snapshot(str(row["engine"])) for row in self.lending.snapshot(now)],
+            "tenants": self.ram.tenants.snapshot(),
             "decisions": self.decisions.snapshot(),
             "retention": self.retention.snapshot(now),
             "counters": self.stats.snapshot(),

@@ -6,6 +6,7 @@
     Erase     place                   its bytes are overwritten with zeros, and nothing in it is recovered after a restart
     Flush                             what was demoted so far survives a crash from here on
     Remember  a namespace             its number and epoch are recovered after a restart
+    Shred     a tenant's data keys    what was encrypted with them can be read by nobody any more, nor any copy of it
     Seek      keys                    which of them are there; only of a tier that finds blocks by their keys
 
 A place is named like a slot: by its number, offset / SLOT_UNIT in the tier's own space. A tier that finds blocks by
@@ -87,13 +88,19 @@ class Remember:
 
 
 @dataclass(frozen=True, slots=True)
+class Shred:
+    ticket: int
+    tenant: bytes  # its half of an origin
+
+
+@dataclass(frozen=True, slots=True)
 class Seek:
     ticket: int
     namespace: int  # number
     keys: bytes  # packed; at most SEEK_KEYS_MAX
 
 
-Transfer = Demote | Promote | Forget | Erase | Flush | Remember | Seek
+Transfer = Demote | Promote | Forget | Erase | Flush | Remember | Shred | Seek
 
 
 class UnderWay(dict[int, Transfer]):
@@ -130,6 +137,7 @@ class Finished:
     checksum: int = 0  # of a Demote
     seconds: float = 0.0  # that the drive took
     sizes: tuple[int, ...] = ()  # of a Seek: bytes of each block, 0 where there is none
+    shredded: int = 0  # of a Shred: data keys
 
 
 def is_of_origin(origin: bytes, session_tag: bytes, tenant_tag: bytes) -> bool:

@@ -26,7 +26,7 @@ import numpy as np
 
 from kvtier.block import ABSENT, NO_KEY, SLOT_UNIT, BlockKey, Kind
 from kvtier.errors import ProtocolError
-from kvtier.lending import Engine
+from kvtier.lending import GUEST, Engine
 from kvtier.namespaces import NAMESPACES_MAX
 from kvtier.store import BlockStore
 from kvtier.tiers.remote import envelope
@@ -262,7 +262,7 @@ class Visitor:
         return known.epoch
 
     def _guest(self, digest: bytes, size: int) -> str:
-        return f"~{self._name} {digest.hex()} {size}"
+        return f"{GUEST}{self._name} {digest.hex()} {size}"
 
     def _make_way(self) -> None:
         idle = [guest for guest, lent in self._guests.items() if not lent]
@@ -311,9 +311,9 @@ class Visitor:
         store.commit(room.guest, header.key, _slots(room), room.parent or NO_KEY, "", now)
         slot = int(store.ram.index.find(header.key)[0])
         if slot == room.slot and header.origin:
-            store.ram.origin[slot] = np.frombuffer(header.origin, np.uint64)
+            store.ram.own(np.array([slot]), header.origin)
         self._after_event()
-        return slot != ABSENT
+        return header.key in store.ram.index
 
     def give_up(self, room: Room) -> None:
         """Nobody writes there any more."""

@@ -73,7 +73,7 @@ class WorkerClient(Client):
 
     def _heard(self, message: protocol.Message, now: float) -> None:
         if isinstance(message, protocol.Drain):
-            self._drop(now, "it lost this engine's scheduler")
+            self._drop(now, "it ends, or lost this engine's scheduler")
 
     def _lost(self, now: float) -> None:
         self._close_fd()

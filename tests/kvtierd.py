@@ -43,12 +43,16 @@ class KVTierd:
         # Nothing is measured at the start: many daemons start, and what they know of this machine is of no use.
         mine = {"cpu.capacity": "64 MiB", "server.socket": folder / "kvtierd.sock", "cost.state": folder / "state",
                 "cost.calibrate_s": 0}  # fmt: skip
+        if os.geteuid():
+            mine["security.dumpable"] = "yes"  # else only root sees how many descriptors it has
         self._settings = {**mine, **(settings or {})}
         self.socket = Path(str(self._settings["server.socket"]))
         self._version = version
         self.process: subprocess.Popen | None = None
         self.extra: list[str] = []  # more arguments
         self.before_exec: Callable[[], None] | None = None  # runs in the process that becomes the daemon
+        self.environment: dict[str, str] = {}  # beside ours
+        self.pass_fds: list[int] = []  # that it has too
 
     def __enter__(self) -> "KVTierd":
         self.start()
@@ -73,8 +77,9 @@ class KVTierd:
         """Returns when it can be connected to."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=self.before_exec
-            )
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=self.before_exec,
+                env={**os.environ, **self.environment}, pass_fds=self.pass_fds,
+            )  # fmt: skip
         try:
             eventually(lambda: self._listens() or self.process.poll() is not None)
         except AssertionError:

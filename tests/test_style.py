@@ -20,24 +20,29 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # As the docstring of kvtier/__init__.py has it. `_native` and the package itself lie below all.
 LAYERS = {
-    **dict.fromkeys(("errors", "block"), 0),
+    **dict.fromkeys(("errors", "block", "usage", "tenants"), 0),
     **dict.fromkeys(("index", "arena", "policy", "stats", "protocol", "config", "transfer", "admission"), 1),
     **dict.fromkeys(("estimators", "guard", "ghosts", "hints", "returns", "known", "namespaces"), 1),
-    **dict.fromkeys(("ram", "extents", "cost", "lineage", "ranking", "own_queues", "remote_room"), 2),
+    **dict.fromkeys(("charging", "residue", "handover"), 1),
+    **dict.fromkeys(("ram", "extents", "cost", "lineage", "ranking", "own_queues", "remote_room", "metrics"), 2),
     **dict.fromkeys(("demotion", "staging", "mirror", "decision", "session", "s3fifo", "arc"), 3),
     **dict.fromkeys(("lower", "deciding", "categories", "expecting", "pins", "moving", "away", "lookup", "rankings"), 4),
+    "hearing": 4,
     **dict.fromkeys(("seeking", "forgetting", "listing", "standing", "following", "draining"), 5),
     **dict.fromkeys(("leases", "lending", "retention"), 6),
     "store": 7,
-    **dict.fromkeys(("client", "observer", "listener", "members", "topology", "failpoint", "dispatch", "decision_log"), 8),
-    **dict.fromkeys(("secret_file", "peer"), 8),
-    **dict.fromkeys(("tiers", "replay", "calibration", "departing", "worker_client"), 9),
+    **dict.fromkeys(("client", "observer", "listener", "members", "topology", "failpoint", "decision_log"), 8),
+    **dict.fromkeys(("beat", "logs", "secret_file", "peer", "service_manager", "access"), 8),
+    **dict.fromkeys(("users", "hardening", "wiping", "handing_over"), 8),
+    **dict.fromkeys(("dispatch", "adopting"), 9),
+    **dict.fromkeys(("tiers", "replay", "calibration", "departing", "worker_client", "metrics_server", "settings"), 9),
     **dict.fromkeys(("mover", "server", "measuring", "experience", "opening", "visitor", "parcel"), 10),
-    **dict.fromkeys(("admin", "peer_service"), 11),
-    **dict.fromkeys(("daemon", "cli"), 12),
+    **dict.fromkeys(("admin", "peer_service", "doctor", "ending"), 11),
+    "upgrade": 12,
+    **dict.fromkeys(("daemon", "cli"), 13),
 }
 PURE_UP_TO = 7
-WITHOUT_LAYER = {"__version__", "_native"}
+WITHOUT_LAYER = {"__version__", "_version", "_native"}
 IMPURE = {"asyncio", "threading", "socket", "time", "random", "secrets", "os", "select", "lmdb", "_native"}
 CONNECTORS_MAY_IMPORT = {
     "client",

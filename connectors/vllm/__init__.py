@@ -10,6 +10,7 @@
     pace.py        what the engine does and how fast
     journey.py     one request's way to its first token
     tracked.py     what the manager remembers of requests and jobs
+    tally.py       what of all this vLLM's own metrics show
     worker.py      worker process: copies between engine and arena
     copies.py      by what: threads of the CPU, or the GPU beside the forward pass
     memory.py      kvtierd's memory in a worker: mapped, registered with the GPU's driver, let go of

@@ -24,7 +24,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from kvtier import __version__, protocol
 from kvtier.block import namespace_digest
-from kvtier.client import SchedulerClient, default_socket
+from kvtier.client import SchedulerClient, usual_socket
 from kvtier.config import CONNECTOR, MIB, Config
 from kvtier.errors import ConfigError
 from kvtier.worker_client import WorkerClient
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.distributed.kv_events import KVCacheEvent
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -61,15 +62,14 @@ class KVTierConnector(OffloadingConnector):
         identity.require_hash(vllm_config)
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
             raise ConfigError("kvtier doesn't know pipeline parallel engines yet; use tensor parallel ranks")
-        extra.setdefault("spec_name", KVTierSpec.__name__)
-        extra.setdefault("spec_module_path", KVTierSpec.__module__)
+        _name_spec(extra)
         extra.setdefault("offload_prompt_only", False)  # a chat's next turn begins with the answer to this one
         _choose_chunk(extra, vllm_config, kv_cache_config)
         # A load that can't be carried out must become a computation, never a failed request.
         transfer.kv_load_failure_policy = "recompute"
         super().__init__(vllm_config, role, kv_cache_config)
 
-        self._socket = Path(self._settings.text("socket") or default_socket())
+        self._socket = Path(self._settings.text("socket") or usual_socket())
         self._lora_digests: dict[int, bytes] = {}
         self._overwrites_first = bool(vllm_config.use_v2_model_runner)
         engine = str(transfer.engine_id)
@@ -100,6 +100,14 @@ class KVTierConnector(OffloadingConnector):
             max(LEND_MIN, chunks * self._settings.count("save_steps")),
             int(_is_chain(kv_cache_config)),
         )
+
+    @classmethod
+    def build_prom_metrics(cls, vllm_config: "VllmConfig", *rest: Any, **named: Any) -> "KVConnectorPromMetrics":
+        """In the frontend, whose settings nobody has completed."""
+        transfer = vllm_config.kv_transfer_config
+        assert transfer is not None
+        _name_spec(transfer.kv_connector_extra_config)
+        return super().build_prom_metrics(vllm_config, *rest, **named)
 
     # --- scheduler -----------------------------------------------------------------------------------------------
 
@@ -183,6 +191,12 @@ class KVTierConnector(OffloadingConnector):
         worker = self.connector_worker.worker
         assert isinstance(worker, KVTierWorker)
         return worker
+
+
+def _name_spec(extra: dict[str, Any]) -> None:
+    """Which spec OffloadingConnector makes, and whose metrics it shows."""
+    extra.setdefault("spec_name", KVTierSpec.__name__)
+    extra.setdefault("spec_module_path", KVTierSpec.__module__)
 
 
 def _choose_chunk(extra: dict[str, Any], vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> None:

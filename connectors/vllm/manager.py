@@ -31,6 +31,7 @@ from kvtier.connectors.vllm.own_cache import OwnCache
 from kvtier.connectors.vllm.pace import Pace
 from kvtier.connectors.vllm.questions import Questions
 from kvtier.connectors.vllm.spec import ArenaSpec, KVTierSpec
+from kvtier.connectors.vllm.tally import Tally
 from kvtier.connectors.vllm.tracked import TrackedJob, TrackedRequest
 from vllm.v1.kv_offload.base import (
     LoadStoreSpec,
@@ -50,6 +51,7 @@ from kvtier.config import Config
 from kvtier.protocol import TEXT_MAX
 
 if TYPE_CHECKING:
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -65,6 +67,8 @@ class KVTierManager(OffloadingManager):
     def __init__(self, spec: KVTierSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self._spec = spec
         self._ranks = spec.config.parallel.world_size
+        groups = [group.tokens_per_block for group in spec.config.groups]
+        self._block_tokens = min(groups) * spec.blocks_per_chunk / len(groups)  # a block of each group has the same tokens
         self._names = Names(spec)
         self._clock = clock
         self._requests: dict[str, TrackedRequest] = {}
@@ -73,6 +77,7 @@ class KVTierManager(OffloadingManager):
         self._counts: dict[str, int] = {}
         self._reported_at = self._paced_at = 0.0
         self._step = 0  # counts scheduling steps
+        self._tally = Tally()
         self._own_cache: OwnCache | None = None  # None: what it has is known only when vLLM has looked
 
     def open(self, client: SchedulerClient, settings: Config, chunk_tokens: int) -> None:
@@ -161,6 +166,7 @@ class KVTierManager(OffloadingManager):
         mine = self._requests.get(req_id)
         if mine is None:
             return
+        mine.loading = external_tokens
         if external_tokens:
             self._pace.load_ordered(req_id, external_tokens, self._clock())
         else:
@@ -256,6 +262,11 @@ class KVTierManager(OffloadingManager):
                 self._client.outcome(req_id[:TEXT_MAX], counts, now)
 
     @edge(lambda: None)
+    def get_stats(self) -> "OffloadingConnectorStats | None":
+        """Once a step, for vLLM's metrics."""
+        return self._tally.take(self._client.ready)
+
+    @edge(lambda: None)
     def reset_cache(self) -> None:
         """Nothing saved so far is served again. Requests under way hold KV of the old meaning: they are barred."""
         self._client.reset(self._clock())
@@ -316,6 +327,8 @@ class KVTierManager(OffloadingManager):
             took_s = now - job.ordered_at
             self._client.release(job.lease, 0 if job.failed else len(job.slots), now, round(took_s * 1e6))
             self._pace.loaded(job.req_id, took_s)
+            if mine is not None and not job.failed:
+                self._tally.loaded(mine.loading, took_s)
             if job.failed:
                 self._count("failed_loads", 1)
                 if mine is not None:
@@ -325,6 +338,7 @@ class KVTierManager(OffloadingManager):
             self._count("failed_saves", len(job.slots))
             self._client.give_back(job.slots, job.generation, now)
         else:
+            self._tally.saved(round(len(job.slots) * self._block_tokens))
             request = job.req_id[:TEXT_MAX]
             self._client.commit(job.keys, job.slots, job.generation, now, parents=job.parents, request=request)
         if mine is not None:
@@ -354,3 +368,4 @@ class KVTierManager(OffloadingManager):
 
     def _count(self, name: str, n: int) -> None:
         self._counts[name] = self._counts.get(name, 0) + n
+        self._tally.count(name, n)

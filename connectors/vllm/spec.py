@@ -2,7 +2,7 @@
 own metadata, between processes that vLLM starts."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
@@ -10,7 +10,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
     OffloadingConnectorMetadata,
     OffloadingWorkerMetadata,
 )
-from vllm.v1.kv_offload.base import LoadStoreSpec, OffloadingManager, OffloadingSpec, OffloadingWorker
+from vllm.v1.kv_offload.base import (
+    LoadStoreSpec,
+    OffloadingManager,
+    OffloadingMetricMetadata,
+    OffloadingSpec,
+    OffloadingWorker,
+)
 
 if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import CanonicalKVCaches
@@ -57,6 +63,12 @@ class KVTierSpec(OffloadingSpec):
     def rank_bytes(self) -> int:
         """What one rank's part of a chunk takes."""
         return self.config.worker_kv_bytes_per_block * self.blocks_per_chunk
+
+    @classmethod
+    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
+        from kvtier.connectors.vllm.tally import METRICS
+
+        return METRICS
 
     def get_manager(self) -> OffloadingManager:
         from kvtier.connectors.vllm.manager import KVTierManager

@@ -34,6 +34,7 @@ class TrackedRequest:
     local_tokens: int = 0  # what the engine's own cache had of it
     retried: int = -1  # the step in which there was no answer yet
     keys: dict[OffloadKey, BlockKey] = field(default_factory=dict)
+    loading: int = 0  # tokens of the load that was ordered last
     secret: bytes = b""  # what these keys were made with
     saving: int = 0  # jobs not settled
     short_since: float | None = None  # there were too few slots to save into, and there still are

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kvtier/admin/admin.proto\x12\tkvtier.v1\"\xfc\x03\n\x07Session\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06idle_s\x18\x05 \x01(\x01\x12\r\n\x05turns\x18\x06 \x01(\x04\x12\x0e\n\x06tokens\x18\x07 \x01(\x04\x12,\n\x05\x62ytes\x18\x08 \x03(\x0b\x32\x1d.kvtier.v1.Session.BytesEntry\x12.\n\x06\x62locks\x18\t \x03(\x0b\x32\x1e.kvtier.v1.Session.BlocksEntry\x12\x1e\n\x11\x65xpected_return_s\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rreturn_chance\x18\x0b \x01(\x01\x12\x0e\n\x06pinned\x18\x0c \x01(\x08\x12\x12\n\npin_left_s\x18\r \x01(\x01\x12\x17\n\nttl_left_s\x18\x0e \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07no_disk\x18\x0f \x01(\x08\x12\x0c\n\x04tool\x18\x10 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x11 \x01(\t\x1a,\n\nBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a-\n\x0b\x42locksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x14\n\x12_expected_return_sB\r\n\x0b_ttl_left_s\"S\n\x13ListSessionsRequest\x12\x0c\n\x04sort\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"K\n\x14ListSessionsResponse\x12$\n\x08sessions\x18\x01 \x03(\x0b\x32\x12.kvtier.v1.Session\x12\r\n\x05known\x18\x02 \x01(\x04\".\n\x0bWarmRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"\x1e\n\x0cWarmResponse\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\".\n\x0bParkRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"\x1e\n\x0cParkResponse\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\"O\n\nPinRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x14\n\x07seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_seconds\"\x1d\n\x0bPinResponse\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\"0\n\rForgetRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"\x9a\x02\n\x0e\x46orgetResponse\x12\x10\n\x08sessions\x18\x01 \x01(\x04\x12\x35\n\x06\x62locks\x18\x02 \x03(\x0b\x32%.kvtier.v1.ForgetResponse.BlocksEntry\x12@\n\x0c\x62ytes_zeroed\x18\x03 \x03(\x0b\x32*.kvtier.v1.ForgetResponse.BytesZeroedEntry\x12\x1a\n\x12shared_blocks_kept\x18\x04 \x01(\x04\x1a-\n\x0b\x42locksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x32\n\x10\x42ytesZeroedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"-\n\nEndRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"\x1f\n\x0b\x45ndResponse\x12\x10\n\x08sessions\x18\x01 \x01(\x04\"0\n\rExportRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"B\n\x0e\x45xportResponse\x12\r\n\x05piece\x18\x01 \x01(\x0c\x12!\n\x06parcel\x18\x02 \x01(\x0b\x32\x11.kvtier.v1.Parcel\"Q\n\x06Parcel\x12\x10\n\x08sessions\x18\x01 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x62locks_missing\x18\x04 \x01(\x04\"\x1e\n\rImportRequest\x12\r\n\x05piece\x18\x01 \x01(\x0c\"\x8c\x01\n\x0eImportResponse\x12\x10\n\x08sessions\x18\x01 \x03(\t\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\x12\n\nblocks_new\x18\x03 \x01(\x04\x12\x11\n\tbytes_new\x18\x04 \x01(\x04\x12\x14\n\x0c\x62locks_known\x18\x05 \x01(\x04\x12\x1b\n\x13\x62locks_without_room\x18\x06 \x01(\x04\"\x0e\n\x0c\x44rainRequest\"\xfa\x04\n\rDrainResponse\x12=\n\x0b\x62locks_left\x18\x01 \x03(\x0b\x32(.kvtier.v1.DrainResponse.BlocksLeftEntry\x12;\n\nbytes_left\x18\x02 \x03(\x0b\x32\'.kvtier.v1.DrainResponse.BytesLeftEntry\x12\x43\n\x0e\x62locks_written\x18\x03 \x03(\x0b\x32+.kvtier.v1.DrainResponse.BlocksWrittenEntry\x12\x41\n\rbytes_written\x18\x04 \x03(\x0b\x32*.kvtier.v1.DrainResponse.BytesWrittenEntry\x12\x43\n\x0e\x62locks_refused\x18\x05 \x03(\x0b\x32+.kvtier.v1.DrainResponse.BlocksRefusedEntry\x12\x0c\n\x04over\x18\x06 \x01(\x08\x12\x0c\n\x04safe\x18\x07 \x01(\x08\x1a\x31\n\x0f\x42locksLeftEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x30\n\x0e\x42ytesLeftEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x34\n\x12\x42locksWrittenEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x33\n\x11\x42ytesWrittenEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x34\n\x12\x42locksRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xb5\x04\n\x05\x41\x64min\x12O\n\x0cListSessions\x12\x1e.kvtier.v1.ListSessionsRequest\x1a\x1f.kvtier.v1.ListSessionsResponse\x12\x37\n\x04Warm\x12\x16.kvtier.v1.WarmRequest\x1a\x17.kvtier.v1.WarmResponse\x12\x37\n\x04Park\x12\x16.kvtier.v1.ParkRequest\x1a\x17.kvtier.v1.ParkResponse\x12\x34\n\x03Pin\x12\x15.kvtier.v1.PinRequest\x1a\x16.kvtier.v1.PinResponse\x12=\n\x06\x46orget\x12\x18.kvtier.v1.ForgetRequest\x1a\x19.kvtier.v1.ForgetResponse\x12\x34\n\x03\x45nd\x12\x15.kvtier.v1.EndRequest\x1a\x16.kvtier.v1.EndResponse\x12?\n\x06\x45xport\x12\x18.kvtier.v1.ExportRequest\x1a\x19.kvtier.v1.ExportResponse0\x01\x12?\n\x06Import\x12\x18.kvtier.v1.ImportRequest\x1a\x19.kvtier.v1.ImportResponse(\x01\x12<\n\x05\x44rain\x12\x17.kvtier.v1.DrainRequest\x1a\x18.kvtier.v1.DrainResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kvtier/admin/admin.proto\x12\tkvtier.v1\"\xfc\x03\n\x07Session\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06idle_s\x18\x05 \x01(\x01\x12\r\n\x05turns\x18\x06 \x01(\x04\x12\x0e\n\x06tokens\x18\x07 \x01(\x04\x12,\n\x05\x62ytes\x18\x08 \x03(\x0b\x32\x1d.kvtier.v1.Session.BytesEntry\x12.\n\x06\x62locks\x18\t \x03(\x0b\x32\x1e.kvtier.v1.Session.BlocksEntry\x12\x1e\n\x11\x65xpected_return_s\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rreturn_chance\x18\x0b \x01(\x01\x12\x0e\n\x06pinned\x18\x0c \x01(\x08\x12\x12\n\npin_left_s\x18\r \x01(\x01\x12\x17\n\nttl_left_s\x18\x0e \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07no_disk\x18\x0f \x01(\x08\x12\x0c\n\x04tool\x18\x10 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x11 \x01(\t\x1a,\n\nBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a-\n\x0b\x42locksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x14\n\x12_expected_return_sB\r\n\x0b_ttl_left_s\"S\n\x13ListSessionsRequest\x12\x0c\n\x04sort\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"K\n\x14ListSessionsResponse\x12$\n\x08sessions\x18\x01 \x03(\x0b\x32\x12.kvtier.v1.Session\x12\r\n\x05known\x18\x02 \x01(\x04\".\n\x0bWarmRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"\x1e\n\x0cWarmResponse\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\".\n\x0bParkRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"\x1e\n\x0cParkResponse\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\"O\n\nPinRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x14\n\x07seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_seconds\"\x1d\n\x0bPinResponse\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\"0\n\rForgetRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"\xb1\x02\n\x0e\x46orgetResponse\x12\x10\n\x08sessions\x18\x01 \x01(\x04\x12\x35\n\x06\x62locks\x18\x02 \x03(\x0b\x32%.kvtier.v1.ForgetResponse.BlocksEntry\x12@\n\x0c\x62ytes_zeroed\x18\x03 \x03(\x0b\x32*.kvtier.v1.ForgetResponse.BytesZeroedEntry\x12\x1a\n\x12shared_blocks_kept\x18\x04 \x01(\x04\x12\x15\n\rkeys_shredded\x18\x05 \x01(\x04\x1a-\n\x0b\x42locksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x32\n\x10\x42ytesZeroedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"-\n\nEndRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"\x1f\n\x0b\x45ndResponse\x12\x10\n\x08sessions\x18\x01 \x01(\x04\"0\n\rExportRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"B\n\x0e\x45xportResponse\x12\r\n\x05piece\x18\x01 \x01(\x0c\x12!\n\x06parcel\x18\x02 \x01(\x0b\x32\x11.kvtier.v1.Parcel\"Q\n\x06Parcel\x12\x10\n\x08sessions\x18\x01 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x62locks_missing\x18\x04 \x01(\x04\"\x1e\n\rImportRequest\x12\r\n\x05piece\x18\x01 \x01(\x0c\"\x8c\x01\n\x0eImportResponse\x12\x10\n\x08sessions\x18\x01 \x03(\t\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\x12\n\nblocks_new\x18\x03 \x01(\x04\x12\x11\n\tbytes_new\x18\x04 \x01(\x04\x12\x14\n\x0c\x62locks_known\x18\x05 \x01(\x04\x12\x1b\n\x13\x62locks_without_room\x18\x06 \x01(\x04\"\x0e\n\x0c\x44rainRequest\"\xfa\x04\n\rDrainResponse\x12=\n\x0b\x62locks_left\x18\x01 \x03(\x0b\x32(.kvtier.v1.DrainResponse.BlocksLeftEntry\x12;\n\nbytes_left\x18\x02 \x03(\x0b\x32\'.kvtier.v1.DrainResponse.BytesLeftEntry\x12\x43\n\x0e\x62locks_written\x18\x03 \x03(\x0b\x32+.kvtier.v1.DrainResponse.BlocksWrittenEntry\x12\x41\n\rbytes_written\x18\x04 \x03(\x0b\x32*.kvtier.v1.DrainResponse.BytesWrittenEntry\x12\x43\n\x0e\x62locks_refused\x18\x05 \x03(\x0b\x32+.kvtier.v1.DrainResponse.BlocksRefusedEntry\x12\x0c\n\x04over\x18\x06 \x01(\x08\x12\x0c\n\x04safe\x18\x07 \x01(\x08\x1a\x31\n\x0f\x42locksLeftEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x30\n\x0e\x42ytesLeftEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x34\n\x12\x42locksWrittenEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x33\n\x11\x42ytesWrittenEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x34\n\x12\x42locksRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\xb5\x04\n\x05\x41\x64min\x12O\n\x0cListSessions\x12\x1e.kvtier.v1.ListSessionsRequest\x1a\x1f.kvtier.v1.ListSessionsResponse\x12\x37\n\x04Warm\x12\x16.kvtier.v1.WarmRequest\x1a\x17.kvtier.v1.WarmResponse\x12\x37\n\x04Park\x12\x16.kvtier.v1.ParkRequest\x1a\x17.kvtier.v1.ParkResponse\x12\x34\n\x03Pin\x12\x15.kvtier.v1.PinRequest\x1a\x16.kvtier.v1.PinResponse\x12=\n\x06\x46orget\x12\x18.kvtier.v1.ForgetRequest\x1a\x19.kvtier.v1.ForgetResponse\x12\x34\n\x03\x45nd\x12\x15.kvtier.v1.EndRequest\x1a\x16.kvtier.v1.EndResponse\x12?\n\x06\x45xport\x12\x18.kvtier.v1.ExportRequest\x1a\x19.kvtier.v1.ExportResponse0\x01\x12?\n\x06Import\x12\x18.kvtier.v1.ImportRequest\x1a\x19.kvtier.v1.ImportResponse(\x01\x12<\n\x05\x44rain\x12\x17.kvtier.v1.DrainRequest\x1a\x18.kvtier.v1.DrainResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -74,39 +74,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORGETREQUEST']._serialized_start=984
   _globals['_FORGETREQUEST']._serialized_end=1032
   _globals['_FORGETRESPONSE']._serialized_start=1035
-  _globals['_FORGETRESPONSE']._serialized_end=1317
+  _globals['_FORGETRESPONSE']._serialized_end=1340
   _globals['_FORGETRESPONSE_BLOCKSENTRY']._serialized_start=466
   _globals['_FORGETRESPONSE_BLOCKSENTRY']._serialized_end=511
-  _globals['_FORGETRESPONSE_BYTESZEROEDENTRY']._serialized_start=1267
-  _globals['_FORGETRESPONSE_BYTESZEROEDENTRY']._serialized_end=1317
-  _globals['_ENDREQUEST']._serialized_start=1319
-  _globals['_ENDREQUEST']._serialized_end=1364
-  _globals['_ENDRESPONSE']._serialized_start=1366
-  _globals['_ENDRESPONSE']._serialized_end=1397
-  _globals['_EXPORTREQUEST']._serialized_start=1399
-  _globals['_EXPORTREQUEST']._serialized_end=1447
-  _globals['_EXPORTRESPONSE']._serialized_start=1449
-  _globals['_EXPORTRESPONSE']._serialized_end=1515
-  _globals['_PARCEL']._serialized_start=1517
-  _globals['_PARCEL']._serialized_end=1598
-  _globals['_IMPORTREQUEST']._serialized_start=1600
-  _globals['_IMPORTREQUEST']._serialized_end=1630
-  _globals['_IMPORTRESPONSE']._serialized_start=1633
-  _globals['_IMPORTRESPONSE']._serialized_end=1773
-  _globals['_DRAINREQUEST']._serialized_start=1775
-  _globals['_DRAINREQUEST']._serialized_end=1789
-  _globals['_DRAINRESPONSE']._serialized_start=1792
-  _globals['_DRAINRESPONSE']._serialized_end=2426
-  _globals['_DRAINRESPONSE_BLOCKSLEFTENTRY']._serialized_start=2166
-  _globals['_DRAINRESPONSE_BLOCKSLEFTENTRY']._serialized_end=2215
-  _globals['_DRAINRESPONSE_BYTESLEFTENTRY']._serialized_start=2217
-  _globals['_DRAINRESPONSE_BYTESLEFTENTRY']._serialized_end=2265
-  _globals['_DRAINRESPONSE_BLOCKSWRITTENENTRY']._serialized_start=2267
-  _globals['_DRAINRESPONSE_BLOCKSWRITTENENTRY']._serialized_end=2319
-  _globals['_DRAINRESPONSE_BYTESWRITTENENTRY']._serialized_start=2321
-  _globals['_DRAINRESPONSE_BYTESWRITTENENTRY']._serialized_end=2372
-  _globals['_DRAINRESPONSE_BLOCKSREFUSEDENTRY']._serialized_start=2374
-  _globals['_DRAINRESPONSE_BLOCKSREFUSEDENTRY']._serialized_end=2426
-  _globals['_ADMIN']._serialized_start=2429
-  _globals['_ADMIN']._serialized_end=2994
+  _globals['_FORGETRESPONSE_BYTESZEROEDENTRY']._serialized_start=1290
+  _globals['_FORGETRESPONSE_BYTESZEROEDENTRY']._serialized_end=1340
+  _globals['_ENDREQUEST']._serialized_start=1342
+  _globals['_ENDREQUEST']._serialized_end=1387
+  _globals['_ENDRESPONSE']._serialized_start=1389
+  _globals['_ENDRESPONSE']._serialized_end=1420
+  _globals['_EXPORTREQUEST']._serialized_start=1422
+  _globals['_EXPORTREQUEST']._serialized_end=1470
+  _globals['_EXPORTRESPONSE']._serialized_start=1472
+  _globals['_EXPORTRESPONSE']._serialized_end=1538
+  _globals['_PARCEL']._serialized_start=1540
+  _globals['_PARCEL']._serialized_end=1621
+  _globals['_IMPORTREQUEST']._serialized_start=1623
+  _globals['_IMPORTREQUEST']._serialized_end=1653
+  _globals['_IMPORTRESPONSE']._serialized_start=1656
+  _globals['_IMPORTRESPONSE']._serialized_end=1796
+  _globals['_DRAINREQUEST']._serialized_start=1798
+  _globals['_DRAINREQUEST']._serialized_end=1812
+  _globals['_DRAINRESPONSE']._serialized_start=1815
+  _globals['_DRAINRESPONSE']._serialized_end=2449
+  _globals['_DRAINRESPONSE_BLOCKSLEFTENTRY']._serialized_start=2189
+  _globals['_DRAINRESPONSE_BLOCKSLEFTENTRY']._serialized_end=2238
+  _globals['_DRAINRESPONSE_BYTESLEFTENTRY']._serialized_start=2240
+  _globals['_DRAINRESPONSE_BYTESLEFTENTRY']._serialized_end=2288
+  _globals['_DRAINRESPONSE_BLOCKSWRITTENENTRY']._serialized_start=2290
+  _globals['_DRAINRESPONSE_BLOCKSWRITTENENTRY']._serialized_end=2342
+  _globals['_DRAINRESPONSE_BYTESWRITTENENTRY']._serialized_start=2344
+  _globals['_DRAINRESPONSE_BYTESWRITTENENTRY']._serialized_end=2395
+  _globals['_DRAINRESPONSE_BLOCKSREFUSEDENTRY']._serialized_start=2397
+  _globals['_DRAINRESPONSE_BLOCKSREFUSEDENTRY']._serialized_end=2449
+  _globals['_ADMIN']._serialized_start=2452
+  _globals['_ADMIN']._serialized_end=3017
 # @@protoc_insertion_point(module_scope)

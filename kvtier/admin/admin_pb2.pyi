@@ -130,7 +130,7 @@ class ForgetRequest(_message.Message):
     def __init__(self, session: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class ForgetResponse(_message.Message):
-    __slots__ = ("sessions", "blocks", "bytes_zeroed", "shared_blocks_kept")
+    __slots__ = ("sessions", "blocks", "bytes_zeroed", "shared_blocks_kept", "keys_shredded")
     class BlocksEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -149,11 +149,13 @@ class ForgetResponse(_message.Message):
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BYTES_ZEROED_FIELD_NUMBER: _ClassVar[int]
     SHARED_BLOCKS_KEPT_FIELD_NUMBER: _ClassVar[int]
+    KEYS_SHREDDED_FIELD_NUMBER: _ClassVar[int]
     sessions: int
     blocks: _containers.ScalarMap[str, int]
     bytes_zeroed: _containers.ScalarMap[str, int]
     shared_blocks_kept: int
-    def __init__(self, sessions: _Optional[int] = ..., blocks: _Optional[_Mapping[str, int]] = ..., bytes_zeroed: _Optional[_Mapping[str, int]] = ..., shared_blocks_kept: _Optional[int] = ...) -> None: ...
+    keys_shredded: int
+    def __init__(self, sessions: _Optional[int] = ..., blocks: _Optional[_Mapping[str, int]] = ..., bytes_zeroed: _Optional[_Mapping[str, int]] = ..., shared_blocks_kept: _Optional[int] = ..., keys_shredded: _Optional[int] = ...) -> None: ...
 
 class EndRequest(_message.Message):
     __slots__ = ("session", "tenant")

@@ -5,6 +5,7 @@ end. Blocks of a file that wasn't stay, as those that nobody asks for: they are 
 """
 
 import asyncio
+import hmac
 import itertools
 import time
 from collections.abc import AsyncIterator
@@ -101,7 +102,7 @@ class Importing:
         length, crc = unpack_begin(bytes(first) + await self._take(BEGIN_BYTES - 1))
         self._crc = crc
         head = unpack_head(await self._take(length), crc)
-        if head.witness != witness_of(self._root):
+        if not hmac.compare_digest(head.witness, witness_of(self._root)):
             raise ParcelError(CURE_ROOT)
         for namespace in head.namespaces:
             self._join(namespace)
@@ -200,7 +201,7 @@ class Importing:
                 names.append(here.shown_name)
                 continue
             request = ENGINE, f"{next(_numbers)}"
-            retention.begin(*request, carried.hints)
+            retention.hearing.hear(*request, carried.hints)
             retention.asked(*request, carried.keys[: carried.prompt_blocks * KEY_BYTES], number, kind, now)
             names.append(retention.moving.begun(request, carried.turns))
             retention.over(*request, carried.keys, number, kind, now)

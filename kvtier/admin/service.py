@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -22,7 +23,7 @@ from kvtier.admin.exporting import Exporting
 from kvtier.admin.importing import Importing
 from kvtier.errors import DaemonError
 from kvtier.hints import SESSION_MAX
-from kvtier.listener import make_way, only_the_owner
+from kvtier.listener import SOCKET_MODE_OF_A_GROUP, make_way, only_the_owner, open_to
 from kvtier.listing import LIMIT_MAX, SORTS
 from kvtier.parcel import Damaged, ParcelError
 from kvtier.session import TENANT_DIGITS, is_tenant
@@ -57,8 +58,9 @@ class AdminService(AdminServicer):
 
     # --- its life --------------------------------------------------------------------------------------------
 
-    async def start(self, path: Path) -> None:
-        """Serves on the running loop. DaemonError when the path can't be had or another kvtierd has it."""
+    def listen(self, path: Path, gid: int | None = None) -> None:
+        """Whoever connects waits; a group may, too, if one is named. DaemonError when the path can't be had or another
+        kvtierd has it."""
         add_AdminServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
@@ -68,6 +70,10 @@ class AdminService(AdminServicer):
                 self._server.add_insecure_port(target_of(path))
         except RuntimeError:
             raise DaemonError(f"can't listen on {path}; set admin.socket") from None
+        open_to(path, gid, SOCKET_MODE_OF_A_GROUP, "admin.group")
+
+    async def start(self) -> None:
+        """Serves those who wait, and all who come, on the running loop."""
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
 
@@ -258,5 +264,7 @@ class _Move:
             is_damaged = isinstance(error, Damaged)
             code = grpc.StatusCode.DATA_LOSS if is_damaged else grpc.StatusCode.FAILED_PRECONDITION
             await self._context.abort(code, str(error))
+        elif isinstance(error, DecodeError):  # what came next was no message
+            await self._context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         elif isinstance(error, Exception) and not isinstance(error, grpc.aio.BaseError):  # else its caller has gone
             asyncio.get_running_loop().call_exception_handler({"message": "an export or import", "exception": error})

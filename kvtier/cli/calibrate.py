@@ -13,6 +13,7 @@ from kvtier.cli.page import page, table
 from kvtier.config import DAEMON, Config, parse_toml
 from kvtier.decision_log import state_folder
 from kvtier.errors import ConfigError, DaemonError
+from kvtier.usage import examples
 
 SECONDS, SECONDS_MAX = 10.0, 600.0
 LINKS = {CPU: "arena to engine", NVME: "drives to arena, all together"}
@@ -24,6 +25,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="measure how fast this machine copies, and how fast its NVMe drives are",
         description="Measures the memory and the drives, and keeps what it finds for the next start of kvtierd. Best while "
         "the engines are idle: what they do is measured too. Writes at most 256 MiB to each drive, and leaves nothing.",
+        epilog=examples(
+            "kvtier calibrate --config /etc/kvtier/kvtier.toml",
+            "kvtier calibrate --nvme /mnt/nvme0/kvtier /mnt/nvme1/kvtier --seconds 30",
+            exits="0 measured and kept; 1 nothing could be measured, or not be kept; 2 wrong usage",
+        ),
     )
     drives = parser.add_mutually_exclusive_group()
     drives.add_argument("--config", type=Path, metavar="FILE", help="kvtierd's settings: its nvme.paths are measured")

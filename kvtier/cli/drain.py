@@ -13,6 +13,7 @@ from kvtier.cli.page import harmless, page, table
 from kvtier.cli.sessions import add_sockets, admin_socket
 from kvtier.config import format_size
 from kvtier.errors import DaemonError
+from kvtier.usage import examples
 
 TIMEOUT_S = 600.0
 
@@ -23,7 +24,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="write below what is worth keeping, before maintenance",
         description="What is in RAM and worth keeping is written to the drives and to the remote, and what only the drives "
         "have to the remote too, so that other nodes find it there. kvtierd goes on to serve: what engines save after this "
-        "is not part of it, so stop sending them requests first. Exit code 0: all of it survives kvtierd now.",
+        "is not part of it, so stop sending them requests first.",
+        epilog=examples(
+            "kvtier drain --timeout 300",
+            exits="0 all of it survives kvtierd now; 1 not all of it does, and why, or there is no kvtierd; 2 wrong usage",
+        ),
     )
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="give up after (%(default)g)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

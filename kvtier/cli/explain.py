@@ -15,11 +15,12 @@ from rich.table import Table
 
 from kvtier import observer
 from kvtier.cli.page import harmless, page, table
-from kvtier.client import default_socket
+from kvtier.cli.sessions import add_socket
 from kvtier.config import format_size
 from kvtier.decision import REASONS
 from kvtier.decision_log import FILES, line_of, read_last, state_folder
 from kvtier.errors import DaemonError
+from kvtier.usage import examples
 
 LAST = "last"
 LOGGED_MAX = 1_000_000  # records of a log that are looked through
@@ -37,6 +38,7 @@ CURES: dict[str, str] = {
     "timed_out": "look whether a drive or the remote is slow or busy: `kvtier stats`, `kvtier calibrate`",
     "tier_off": "nothing: it is tried again now and then; look whether its drive or the remote is slow or busy",
     "remote_away": "look whether the remote of remote.url runs and can be reached; kvtierd tries it again by itself",
+    "tenant_loads": "raise tenant.max_loads, or have fewer requests at once under this salt",
     "hold_out": "nothing; cost.holdout says how many requests go without",
 }
 
@@ -70,12 +72,19 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "explain",
         help="why a request was offered what it was offered, and whether that was right",
         description="One decision of kvtierd: what matched and was offered, what was expected and what came, and why.",
+        epilog=examples(
+            "kvtier explain",
+            "kvtier explain chatcmpl-6f0d3f5c --json",
+            "kvtier explain --n 20",
+            "kvtier explain chatcmpl-6f0d3f5c --log /var/lib/kvtier",
+            exits="0 good; 1 no kvtierd, or no such request; 2 wrong usage",
+        ),
     )
     parser.add_argument("request", nargs="?", default=LAST, help='a request\'s id, or "last" (the default)')
     parser.add_argument("--n", type=int, default=1, metavar="N", help="the N newest decisions, one line each")
     parser.add_argument("--json", action="store_true", help="print the records as a JSON array, newest last")
     parser.add_argument("--log", nargs="?", const="", metavar="FOLDER", help="look into the decision log, ask no kvtierd")
-    parser.add_argument("--socket", type=Path, default=default_socket(), metavar="PATH", help="default: %(default)s")
+    add_socket(parser)
 
 
 def run(given: argparse.Namespace) -> None:

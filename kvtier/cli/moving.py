@@ -23,6 +23,7 @@ from kvtier.cli.page import harmless
 from kvtier.cli.sessions import add_sockets, admin_socket
 from kvtier.config import format_size
 from kvtier.errors import ConfigError, DaemonError
+from kvtier.usage import examples
 
 PIPE = "-"
 TIMEOUT_S = 3600.0  # a pipe may be a slow network
@@ -32,18 +33,26 @@ VERBS = {
         "write a session's blocks into a file, for another node",
         "What is in RAM and on drives of it goes into the file; the session stays. The file holds prompts: it is for its "
         "owner alone. Blocks that only a remote has are left out: the other node finds them there.",
+        examples(
+            "kvtier export chat-42 chat-42.kvtier",
+            "kvtier export chat-42 - | ssh node-b kvtier import -",
+            exits="0 the file is whole; 1 no kvtierd, no such session, or it is to stay on this node; 2 wrong usage",
+        ),
     ),
     "import": (
         "take a session from another node's file",
-        "Each block is verified. Both nodes need the same root secret (remote.secret_file), and engines of the same model. "
-        "Exit code 1: the file is damaged, or not all of it found room.",
+        "Each block is verified. Both nodes need the same root secret (remote.secret_file), and engines of the same model.",
+        examples(
+            "kvtier import chat-42.kvtier",
+            exits="0 all of it is here; 1 no kvtierd, or the file is damaged, or not all found room; 2 wrong usage",
+        ),
     ),
 }
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    for verb, (help_text, description) in VERBS.items():
-        parser = commands.add_parser(verb, help=help_text, description=description)
+    for verb, (help_text, description, epilog) in VERBS.items():
+        parser = commands.add_parser(verb, help=help_text, description=description, epilog=epilog)
         if verb == "export":
             parser.add_argument("session", metavar="SESSION", help="its name, as `kvtier sessions` lists it")
             parser.add_argument("--tenant", default="", metavar="ID", help="of this tenant: 12 hex digits (of any)")

@@ -10,8 +10,9 @@ from rich.table import Table
 
 from kvtier.admin import default_admin_socket
 from kvtier.cli.page import harmless, page, short_count, short_size, short_time
-from kvtier.client import default_socket
+from kvtier.client import usual_socket
 from kvtier.listing import LIMIT_MAX, SORTS
+from kvtier.usage import examples
 
 Row = Mapping[str, Any]
 
@@ -24,6 +25,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "sessions",
         help="the sessions that kvtierd knows, one line each",
         description="What kvtierd knows of each conversation: what it has in which tier, and when it is expected back.",
+        epilog=examples(
+            "kvtier sessions --sort bytes --limit 20",
+            "kvtier sessions --tenant 3fa9c1d20b77 --json",
+            exits="0 good; 1 no kvtierd; 2 wrong usage",
+        ),
     )
     parser.add_argument("--sort", choices=SORTS, default=SORTS[0], help="by what (%(default)s)")
     parser.add_argument("--limit", type=_limit, default=LIMIT, metavar="N", help=f"at most {LIMIT_MAX} (%(default)d)")
@@ -32,8 +38,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add_sockets(parser)
 
 
+def add_socket(parser: argparse.ArgumentParser) -> None:
+    found = "where kvtierd listens; default: $KVTIER_SOCKET, else kvtier/kvtierd.sock in $XDG_RUNTIME_DIR, else in /run"
+    parser.add_argument("--socket", type=Path, default=usual_socket(), metavar="PATH", help=found)
+
+
 def add_sockets(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--socket", type=Path, default=default_socket(), metavar="PATH", help="default: %(default)s")
+    add_socket(parser)
     parser.add_argument("--admin", type=Path, metavar="PATH", help="admin.socket; default: admin.sock beside the other")
 
 

@@ -21,6 +21,7 @@ from kvtier.replay.node import CPU_BLOCKS_MIN, NVME_BLOCKS_MIN, Tiers
 from kvtier.replay.presets import BYTES_OF, GPUS, MODELS, gpu_of, model_of, speed_of
 from kvtier.replay.study import WHAT_IF_ARM, Findings, Question, answer
 from kvtier.replay.trace import BLOCK_TOKENS, Trace, read
+from kvtier.usage import examples
 
 HIT_POLICIES = (*POLICIES, *STORE_POLICIES)
 HOST_LATENCY_S = 0.0001
@@ -36,6 +37,11 @@ def add_parser(commands: Any) -> None:
         description="Replays a request trace (Mooncake's JSONL) on a node: hit rates of caches of several sizes, and how "
         "long requests wait for their first token. Sizes are bytes (512GiB), or a share of all that the trace ever "
         "asks for (5%).",
+        epilog=examples(
+            "kvtier simulate trace.jsonl --hits-only --capacities 64GiB,256GiB,1TiB --policy min,lru,kvtier",
+            "kvtier simulate trace.jsonl --model llama-3-8b --gpu h100 --cpu 512GiB --what-if 64GiB --plot out.png",
+            exits="0 good; 2 the trace can't be read, or wrong usage",
+        ),
     )
     parser.add_argument("trace", type=Path, metavar="TRACE", help="JSONL: timestamp, input_length, output_length, hash_ids")
     _add_engines(parser.add_argument_group("engines"))

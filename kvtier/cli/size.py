@@ -10,6 +10,7 @@ from rich.table import Table
 from kvtier.config import GIB, format_size
 from kvtier.errors import ConfigError
 from kvtier.replay.presets import BYTES_OF, MODELS, Model, model_of
+from kvtier.usage import examples
 
 PROMPT_TOKENS = 32_768
 FILE_COLUMNS = 160  # where there is no terminal to ask
@@ -20,6 +21,11 @@ def add_parser(commands: Any) -> None:
         "size",
         help="how many bytes of KV cache a token of a model takes",
         description="Bytes of KV cache a token, of models by name or by their Hugging Face config.json.",
+        epilog=examples(
+            "kvtier size",
+            "kvtier size ./my-model/config.json --tp 4",
+            exits="0 good; 2 no such model, or wrong usage",
+        ),
     )
     parser.add_argument("model", nargs="*", metavar="MODEL", help="a name, a config.json or its folder (all known names)")
     parser.add_argument("--kv-dtype", choices=("auto", *BYTES_OF), default="auto", help="of the cache (the model's own)")

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from kvtier.cli.page import harmless, page, table
 from kvtier.config import format_size
+from kvtier.metrics import exposition
 from kvtier.observer import ask
 from kvtier.stats import COUNTERS
 
@@ -24,11 +25,14 @@ FLOWS = {
 RATE_S = 0.2  # with -1: how long rates are measured
 
 
-def run(socket: Path, *, once: bool, as_json: bool, interval: float) -> None:
+def run(socket: Path, *, once: bool, as_json: bool, as_prom: bool, interval: float) -> None:
     """Prints to stdout. DaemonError when there is no daemon."""
     before = ask(socket)
     if as_json:
         print(json.dumps(before))
+        return
+    if as_prom:
+        print(exposition(before), end="")
         return
     if once:
         time.sleep(RATE_S)
@@ -98,7 +102,7 @@ def _drives(nvme: dict[str, Any]) -> Table:
     life = nvme["days_of_life"]
     shown.add_row(
         ", ".join(drive["path"] for drive in nvme["drives"])[:40],
-        f"read-only: {nvme['reason']}" if nvme["read_only"] else "good",
+        f"read-only: {nvme['reason']}" if nvme["read_only"] else "good, encrypted" if nvme.get("encrypted") else "good",
         nvme["io"],
         f"{nvme['candidates'] + nvme['writes_pending']:,}",
         format_size(nvme["written_bytes_per_day"]),

@@ -27,6 +27,7 @@ from kvtier.cli.sessions import add_sockets, admin_socket, table_of
 from kvtier.cli.stats import FLOWS, rate, state_of_remote
 from kvtier.errors import DaemonError
 from kvtier.listing import LIMIT_MAX, SORTS
+from kvtier.usage import examples
 
 REFRESH_S = 1.0
 ANSWER_S = 2.0  # a key is heard after so long at the latest
@@ -85,6 +86,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "top",
         help="a live screen of tiers, sessions and decisions",
         description=f"Redraws every second. Keys: {HELP}. Without a terminal it prints once and ends.",
+        epilog=examples("kvtier top", "kvtier top --sort bytes", exits="0 good; 1 no kvtierd; 2 wrong usage"),
     )
     parser.add_argument("--sort", choices=SORTS, default=SORTS[0], help="sessions by what (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and end")

@@ -10,6 +10,7 @@ from kvtier.cli.page import harmless, page, short_time, table
 from kvtier.cli.sessions import add_sockets, admin_socket
 from kvtier.config import format_size
 from kvtier.errors import ConfigError
+from kvtier.usage import examples
 
 VERBS = {
     "warm": ("read a session's blocks into RAM: its user comes back soon", "Its blocks in lower tiers are read into RAM."),
@@ -18,17 +19,25 @@ VERBS = {
     "end": ("a session is over", "Nobody comes back: its blocks are the first to go."),
     "forget": (
         "remove a session, or all of a tenant, from every tier",
-        "Its bytes are overwritten with zeros in RAM and on drives. Ends when that is through, and prints the proof. "
-        "Exit code 1: nothing of that name was known.",
+        "Its bytes are overwritten with zeros in RAM and on drives. Ends when that is through, and prints the proof.",
     ),
 }
+EXAMPLES = {
+    "warm": ("kvtier warm chat-42",),
+    "park": ("kvtier park chat-42",),
+    "pin": ("kvtier pin chat-42 --for 7200", "kvtier pin chat-42 --off"),
+    "end": ("kvtier end chat-42",),
+    "forget": ("kvtier forget chat-42", "kvtier forget --tenant 3fa9c1d20b77"),
+}
+EXITS = "0 good; 1 no kvtierd, or nothing of that name is known; 2 wrong usage"
 WHY_KEPT = "another session had them first, or has them too; forget that one, or its tenant"
 WHY_LEFT = "none of these blocks is there any more; what other nodes stored of it stays until they forget it, too"
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     for verb, (help_text, description) in VERBS.items():
-        parser = commands.add_parser(verb, help=help_text, description=description)
+        epilog = examples(*EXAMPLES[verb], exits=EXITS)
+        parser = commands.add_parser(verb, help=help_text, description=description, epilog=epilog)
         wanted = "?" if verb == "forget" else None
         parser.add_argument("session", nargs=wanted, metavar="SESSION", help="its name, as `kvtier sessions` lists it")
         parser.add_argument("--tenant", default="", metavar="ID", help="of this tenant: 12 hex digits (of any)")
@@ -58,6 +67,8 @@ def run(given: argparse.Namespace) -> None:
             page().print(proof_of(proof))
             if "remote" in proof["blocks"]:
                 print(f"remote: {WHY_LEFT}")
+            if proof["keys_shredded"]:
+                print(f"data keys shredded: {proof['keys_shredded']:,}; no copy of the drives shows its blocks any more")
             if proof["shared_blocks_kept"]:
                 print(f"{proof['shared_blocks_kept']:,} shared blocks are kept: {WHY_KEPT}")
             return

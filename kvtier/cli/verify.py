@@ -19,8 +19,10 @@ from kvtier import _native
 from kvtier.block import KEY_BYTES, SLOT_UNIT
 from kvtier.config import MIB, format_size
 from kvtier.errors import DaemonError
+from kvtier.secret_file import read_root
 from kvtier.tiers.base import Recovered
-from kvtier.tiers.drives import BLOCKS, FORMAT
+from kvtier.tiers.drives import BLOCKS, FORMAT, is_encrypted
+from kvtier.tiers.master_key import MasterKey
 from kvtier.tiers.nvme import NvmeTier
 from kvtier.transfer import Finished, Forget, Promote
 
@@ -45,12 +47,15 @@ class Report:
         return not (self.corrupt or self.unreadable or self.bad_records)
 
 
-def run(paths: list[Path], *, as_json: bool) -> bool:
-    """`paths`: those of nvme.paths, in their order. Prints to stdout, progress to stderr. Whether all is good."""
+def run(paths: list[Path], *, as_json: bool, key_file: str = "") -> bool:
+    """`paths`: those of nvme.paths, in their order; `key_file`: encryption.key_file, where they are encrypted. Prints to
+    stdout, progress to stderr. Whether all is good."""
     for path in paths:
         if not (path / FORMAT).is_file() or not (path / BLOCKS).is_file():
             raise DaemonError(f"{path} holds no part of an NVMe tier; name the folders of nvme.paths, in their order")
-    report = _scrub(paths)
+        if key_file and not is_encrypted(path):
+            raise DaemonError(f"{path} is not encrypted: leave --key-file out")
+    report = _scrub(paths, MasterKey(read_root(key_file, "--key-file")) if key_file else None)
     if as_json:
         print(json.dumps(asdict(report)))
         return report.is_good
@@ -67,9 +72,9 @@ def run(paths: list[Path], *, as_json: bool) -> bool:
     return report.is_good
 
 
-def _scrub(paths: list[Path]) -> Report:
+def _scrub(paths: list[Path], master: MasterKey | None) -> Report:
     capacity = sum((path / BLOCKS).stat().st_size for path in paths)
-    tier = NvmeTier(paths, capacity, 0)
+    tier = NvmeTier(paths, capacity, 0, master=master)
     found, report = tier.recovered, Report(bad_records=tier.bad_records, notes=tier.notes)
     pages = -(-int(found.sizes.max(initial=1)) // PAGE_BYTES)  # for the largest block
     arena = _native.Arena.create(READS * pages * PAGE_BYTES, "kvtier-verify", pin=False)
@@ -100,8 +105,8 @@ def _reads(tier: NvmeTier, found: Recovered, units: int) -> Iterator[tuple[int, 
         while row is not None and free:
             under_way[row] = slot = free.pop()
             key = found.keys[row * KEY_BYTES : (row + 1) * KEY_BYTES]
-            size, checksum = int(found.sizes[row]), int(found.checksums[row])
-            tier.start(Promote(row, key, slot, int(found.places[row]), size, checksum))
+            size, checksum, namespace = (int(column[row]) for column in (found.sizes, found.checksums, found.namespaces))
+            tier.start(Promote(row, key, slot, int(found.places[row]), size, checksum, namespace))
             row = next(rows, None)
         select.select([tier], [], [], WAIT_S)
         for done in tier.poll():

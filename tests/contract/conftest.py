@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from contract.caller import Caller
-from contract.factories import GpuFactory, NvmeFactory, RemoteFactory
+from contract.factories import EncryptedNvmeFactory, EncryptedRemoteFactory, GpuFactory, NvmeFactory, RemoteFactory
 from contract.served import Served, ServedFactory
 from contract.served_blocks import ServedBlocks
 from fake_cuda import build as fake_cuda
@@ -21,8 +21,11 @@ FACTORIES = {
     "nvme-io_uring": lambda: NvmeFactory(1, "io_uring"),
     "nvme-threads": lambda: NvmeFactory(1, "threads"),
     "nvme-two-drives": lambda: NvmeFactory(2, "auto"),
+    "nvme-encrypted": EncryptedNvmeFactory,
+    "nvme-encrypted-threads": lambda: EncryptedNvmeFactory(2, "threads"),
     "gpu": GpuFactory,  # on the fake driver
     "remote": RemoteFactory,  # in memory
+    "remote-encrypted": EncryptedRemoteFactory,
     "model": TierModelFactory,  # the simulator's
 }
 SHORT = ("file", "valkey", "peer")  # how the others differ from these is tested in test_kinds.py

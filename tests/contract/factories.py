@@ -14,9 +14,11 @@ from remote.memory_remote import MemoryRemote
 from kvtier import _native
 from kvtier.block import SLOT_UNIT
 from kvtier.tiers.gpu import GpuTier
+from kvtier.tiers.master_key import MasterKey
 from kvtier.tiers.nvme import NvmeTier
 from kvtier.tiers.remote.envelope import HEADER_BYTES, name_of
 from kvtier.tiers.remote.remote import RemoteTier
+from kvtier.tiers.remote.values import Clear, Sealed
 from kvtier.transfer import Demote, Transfer
 
 MIB = 1024**2
@@ -89,6 +91,15 @@ class NvmeFactory:
         return [folder / f"drive{number}" for number in range(self.drives)]
 
 
+class EncryptedNvmeFactory(NvmeFactory):
+    """The same, with a master key."""
+
+    encrypts = True
+
+    def __init__(self, drives: int = 1, io: str = "auto") -> None:
+        super().__init__(drives, io, master=MasterKey(bytes(range(32))))
+
+
 class GpuFactory:
     """Makes GpuTiers, one at a time, on the fake driver's first device."""
 
@@ -138,6 +149,8 @@ class RemoteFactory:
     survives, flush_fault, finds_by_keys = False, "", True
     only_epoch_0 = False
 
+    header_bytes = HEADER_BYTES
+
     def __init__(self) -> None:
         self._arena = mmap.mmap(-1, ARENA_BYTES)
         self._values: dict[str, bytes] = {}
@@ -145,9 +158,12 @@ class RemoteFactory:
     def make(self, folder: Path) -> PlacedTier:
         remote = MemoryRemote(self._values)
         remote.write_delay_s = 0.001
-        tier = PlacedTier(remote, np.frombuffer(self._arena, np.uint8))
+        tier = PlacedTier(remote, np.frombuffer(self._arena, np.uint8), values=self.how())
         tier.names = {}
         return tier
+
+    def how(self) -> Clear | Sealed:
+        return Clear()
 
     def reopen(self, tier: PlacedTier) -> PlacedTier:
         tier.close()
@@ -167,12 +183,21 @@ class RemoteFactory:
 
     def flip_bit(self, tier: PlacedTier, place: int, offset: int) -> None:
         value = bytearray(self._values[tier.names[place]])
-        value[HEADER_BYTES + offset] ^= 1
+        value[self.header_bytes + offset] ^= 1
         self._values[tier.names[place]] = bytes(value)
 
     def raw(self, tier: PlacedTier, place: int, size: int) -> bytes:
         """What the remote has; zeros where it has nothing."""
-        return self._values.get(tier.names[place], bytes(HEADER_BYTES + size))[HEADER_BYTES:]
+        return self._values.get(tier.names[place], bytes(self.header_bytes + size))[self.header_bytes :]
+
+
+class EncryptedRemoteFactory(RemoteFactory):
+    """The same, with a master key."""
+
+    encrypts, header_bytes = True, Sealed.header_bytes
+
+    def how(self) -> Clear | Sealed:
+        return Sealed(MasterKey(bytes(range(32))))
 
 
 def address_of(memory: mmap.mmap) -> int:

@@ -129,6 +129,7 @@ def test_what_is_forgotten_is_zeroed_in_ram_and_on_the_drive(daemon, admin):
             "blocks": {"cpu": 3, "nvme": 3},
             "bytes_zeroed": {"cpu": 3 * BLOCK, "nvme": 3 * BLOCK},
             "shared_blocks_kept": 0,
+            "keys_shredded": 0,
         }
         assert not on_drive(daemon, secret)
         assert [chat.arena.read(slot, BLOCK) == bytes(BLOCK) for slot in slots] == [True] * 3

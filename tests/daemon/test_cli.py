@@ -108,7 +108,7 @@ def test_json_is_one_object_with_everything(busy):
     state = json.loads(run("kvtier", "stats", "--json", "--socket", busy.socket).stdout)
     assert set(state) == {
         "version", "generation", "uptime_s", "arena", "pid", "tiers", "engines", "decisions", "retention", "counters",
-        "clients",
+        "clients", "durations", "process", "tenants",
     }  # fmt: skip
     assert set(state["counters"]) == set(COUNTERS)
     assert state["tiers"]["cpu"] == {

@@ -145,6 +145,7 @@ def test_a_tenant_is_forgotten_and_what_others_share_is_kept(tmp_path):
         "blocks": {"cpu": 1, "nvme": 0},
         "bytes_zeroed": {"cpu": SLOT, "nvme": 0},
         "shared_blocks_kept": 2,
+        "keys_shredded": 0,
     }
 
 

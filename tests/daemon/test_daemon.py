@@ -23,10 +23,10 @@ def run(*arguments: object, **options: object) -> subprocess.CompletedProcess:
     return subprocess.run([KVTIERD, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE_S, **options)
 
 
-def refusal(*arguments: object) -> str:
-    """What a kvtierd that doesn't start says: one line on stderr, and exit status 2."""
+def refusal(*arguments: object, status: int = 2) -> str:
+    """What a kvtierd that doesn't start says: one line on stderr, and this exit status."""
     ended = run(*arguments)
-    assert (ended.returncode, ended.stdout) == (2, "")
+    assert (ended.returncode, ended.stdout) == (status, "")
     *before, last = ended.stderr.splitlines()
     assert last.startswith("kvtierd: ")
     assert not [line for line in before if "Traceback" in line]
@@ -42,8 +42,7 @@ def test_it_says_its_version():
 
 def test_the_printed_settings_are_toml_with_every_option_at_its_default(tmp_path):
     printed = run("--print-config").stdout
-    tables = ("server", "admin", "cpu", "gpu", "lend", "lease", "policy", "nvme", "remote", "peer", "cost", "log")
-    assert tomllib.loads(printed) == {table: {} for table in tables}
+    assert tomllib.loads(printed) == {option.name.partition(".")[0]: {} for option in config.DAEMON}
     # With the marks taken away they are a file that kvtierd takes, and that changes nothing.
     active = "\n".join(line[1:] if line.startswith("#") and line[1:2].isalpha() else line for line in printed.split("\n"))
     given = config.parse_toml(active, "printed")
@@ -97,8 +96,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_capacity_larger_than_the_machine_is_refused_with_the_setting_to_lower(tmp_path):
+    # With a status that the service tries again after: what is short now may be there when an engine lets go of it.
     socket = tmp_path / "kvtierd.sock"
-    said = refusal("--set", "cpu.capacity=60TiB", "--set", f"server.socket={socket}")
+    said = refusal("--set", "cpu.capacity=60TiB", "--set", f"server.socket={socket}", status=75)
     assert "can't take cpu.capacity = 60 TiB" in said and said.endswith("lower it")
     assert not socket.exists()
 

@@ -12,6 +12,7 @@ import pytest
 from kvtierd import PATIENCE_S, Engine, KVTierd, eventually, some_keys
 
 from kvtier import protocol
+from kvtier.calibration import SPARE_S
 from kvtier.cli import calibrate, explain
 from kvtier.cost import Candidate, Pressure, choose
 from kvtier.decision import OUTCOME, REASONS, Ask, Decision
@@ -264,7 +265,7 @@ def test_a_daemon_measures_beside_its_first_requests_and_keeps_it(tmp_path):
     kept = tmp_path / "state" / "calibration.json"
     with KVTierd(tmp_path, settings) as daemon, Engine(daemon.socket) as engine:
         engine.save(some_keys(1))
-        eventually(kept.exists)
+        eventually(kept.exists, within=SPARE_S)
         assert not (tmp_path / "nvme" / "calibrating").exists()
     (known,) = json.loads(kept.read_text())["machines"]
     assert known["at"] > 0 and set(known["links"]) == {"cpu", "nvme"}

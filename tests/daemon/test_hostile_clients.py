@@ -139,8 +139,9 @@ def test_frames_of_random_bytes_are_bad_frames(daemon, check_on_engine, hello, b
 @against_a_daemon
 @given(HELLOS, st.lists(messages, max_size=12))
 def test_good_frames_in_any_order_hurt_nobody(daemon, check_on_engine, hello, said):
-    # They name slots of the well-behaved engine too: small numbers are lent to it.
-    answers = attack(daemon, hello + encoded(*said))
+    # They name slots of the well-behaved engine too: small numbers are lent to it. The farewell, because one of them may
+    # have said that it copies by GPU: without it such a worker's process is waited for, and that is us.
+    answers = attack(daemon, hello + encoded(*said) + protocol.FAREWELL)
     assert all(answer.code in CODES for answer in answers if isinstance(answer, protocol.Error))
     check_on_engine()
 

@@ -140,6 +140,8 @@ def test_the_scheduler_is_told_how_many_of_its_workers_have_mapped_the_arena(sha
         (protocol.Hello(9, "scheduler", "e", b"n" * 32, SLOT, 16, 8), "bad_version", "the client 9"),
         (protocol.Hello(protocol.VERSION, "engineer", "e", b"n" * 32, SLOT, 16, 8), "bad_order", "no role 'engineer'"),
         (protocol.Hello(protocol.VERSION, "scheduler", "e", b"n" * 31, SLOT, 16, 8), "bad_frame", "namespace"),
+        (protocol.Hello(protocol.VERSION, "scheduler", "~peer", b"n" * 32, SLOT, 16, 8), "bad_frame", "begin with ~"),
+        (protocol.Hello(protocol.VERSION, "worker", "two\nlines", b"", 0, 0, 0), "bad_frame", "printable"),
         (protocol.Hello(protocol.VERSION, "scheduler", "e", b"n" * 32, 0, 16, 8), "bad_frame", "block size"),
         (protocol.Hello(protocol.VERSION, "scheduler", "e", b"n" * 32, SLOT, 0, 8), "bad_frame", "block size"),
         (

@@ -67,6 +67,18 @@ class Serving:
         with self._asked("/v1/chat/completions", _turn(messages, max_tokens, more | {"stream": True})) as answer:
             yield (line for line in answer if line.startswith(b"data: {"))
 
+    def metrics(self) -> dict[str, float]:
+        """What /metrics has of this engine, by name; samples that differ by labels summed up."""
+        with self._connected() as connection:
+            connection.request("GET", "/metrics")
+            lines = connection.getresponse().read().decode().splitlines()
+        found: dict[str, float] = {}
+        for line in lines:
+            if not line.startswith("#"):
+                name, value = line.split("{")[0].split(" ")[0], float(line.rsplit(" ", 1)[1])
+                found[name] = found.get(name, 0.0) + value
+        return found
+
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()

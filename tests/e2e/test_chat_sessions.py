@@ -149,6 +149,15 @@ def test_kvtier_sessions_tells_the_story(story, daemon, serving):
     assert _sessions(daemon)["ada"]["turns"] == 3 and _sessions(daemon)["ben"]["state"] == "idle"
 
 
+def test_vllm_s_own_metrics_have_kvtier_s_part(story, serving):
+    seen = serving.metrics()
+    assert seen["vllm:kvtier_connected"] == 1
+    assert seen["vllm:kvtier_loaded_tokens_total"] > 0 < seen["vllm:kvtier_saved_tokens_total"]
+    assert seen["vllm:kvtier_load_seconds_count"] > 0
+    assert seen["vllm:kvtier_faults_total"] == 0
+    assert "vllm:kvtier_blocks_not_saved_total" in seen
+
+
 def test_blocks_are_of_use_while_the_request_that_makes_them_is_generating(
     serving, connector, start_engine, smollm2_path, real_dtype
 ):

@@ -72,7 +72,8 @@ class Node:
 async def serving(path: Path, prompt: bytes = CHAT) -> AsyncIterator[Node]:
     node = Node(path, prompt)
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: node.faults.append(context))
-    await node.service.start(path)
+    node.service.listen(path)
+    await node.service.start()
     try:
         yield node
     finally:
@@ -300,5 +301,18 @@ def test_without_anything_below_a_drain_is_over_and_nothing_is_safe(with_nodes):
     async def work(home: Node, away: Node) -> None:
         (answer,) = [answer async for answer in home.admin.Drain(admin_pb2.DrainRequest())]
         assert (answer.over, answer.safe, dict(answer.blocks_left)) == (True, False, {})
+
+    with_nodes(work)
+
+
+def test_what_is_no_message_ends_the_import_and_nothing_else(with_nodes):
+    async def work(home: Node, away: Node) -> None:
+        async def nonsense() -> AsyncIterator[bytes]:
+            yield b"\xff\xff"
+
+        code, said = await refused(home.channel.stream_unary("/kvtier.v1.Admin/Import")(nonsense()))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT and "Error parsing message" in said
+        assert home.faults == []
+        assert (await home.admin.ListSessions(admin_pb2.ListSessionsRequest())).known == 1
 
     with_nodes(work)

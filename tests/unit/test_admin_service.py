@@ -43,7 +43,8 @@ class Served:
 @asynccontextmanager
 async def serving(path: Path, *rows: dict) -> AsyncIterator[Served]:
     served = Served(path, FakeRetention(*rows))
-    await served.service.start(path)
+    served.service.listen(path)
+    await served.service.start()
     try:
         yield served
     finally:
@@ -288,7 +289,7 @@ def test_a_socket_that_a_dead_daemon_left_is_replaced_and_a_live_one_is_not(tmp_
         async with serving(path, row()) as first:
             second = service_of(FakeRetention(), lambda: None)
             with pytest.raises(DaemonError, match=r"another kvtierd listens on .*; stop it, or set admin.socket"):
-                await second.start(path)
+                second.listen(path)
             assert (await first.admin.Warm(admin_pb2.WarmRequest(session="chat"))).blocks == 1
 
     asyncio.run(both())
@@ -301,7 +302,7 @@ def test_where_no_socket_can_be_the_setting_is_named(tmp_path, name):
     async def start() -> None:
         service = service_of(FakeRetention(), lambda: None)
         with pytest.raises(DaemonError, match=r"set admin\.socket"):
-            await service.start(tmp_path / name)
+            service.listen(tmp_path / name)
 
     asyncio.run(start())
 

@@ -176,3 +176,26 @@ class SlotsMachine(RuleBasedStateMachine):
 
 TestSlotsInAnyOrder = SlotsMachine.TestCase
 TestSlotsInAnyOrder.settings = settings(max_examples=50, stateful_step_count=60, deadline=None)
+
+
+def test_slots_that_are_named_are_taken_before_others_if_they_are_free():
+    slots = Slots(8 * MIB)
+    taken = [slots.take(SMALL) for _ in range(4)]
+    slots.give(taken[1])
+    slots.give(taken[2])
+    first = [taken[1], taken[0], taken[2], taken[3]]
+    assert slots.take(SMALL, first) == taken[2]
+    assert first == [taken[1], taken[0]], "who isn't free is forgotten"
+    assert slots.take(SMALL, first) == taken[1]
+    assert slots.take(SMALL, first) not in taken
+    assert first == []
+
+
+def test_how_often_a_slab_was_cut_is_counted():
+    slots = Slots(8 * MIB)
+    slot = slots.take(SMALL)
+    slab = slots.slab_of(slot)
+    slots.give(slot)
+    slots.take(LARGE)
+    assert slots.cuts[slab] == 2
+    assert slots.cuts.sum() == 2

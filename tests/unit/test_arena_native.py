@@ -179,6 +179,39 @@ def mapped(name: str) -> int:
         return sum(name in line for line in maps)
 
 
+def test_who_takes_an_arena_over_finds_it_as_it_was_left(arena):
+    arena.view()[:] = 7
+    fd = os.dup(arena.fd)
+    huge_bytes = arena.huge_bytes
+    arena.close()
+    with _native.Arena.adopt(fd, 4 * HUGE, pin=False) as adopted:
+        os.close(fd)
+        assert int(adopted.view().sum()) == 7 * 4 * HUGE
+        assert (adopted.size, adopted.pinned, adopted.huge_bytes) == (4 * HUGE, False, huge_bytes)
+        with _native.Arena.attach(adopted.fd, 4 * HUGE) as guest:  # as from its first owner
+            assert int(guest.view()[-1]) == 7
+
+
+def test_an_arena_that_is_taken_over_is_pinned_or_says_why_not(arena):
+    with _native.Arena.adopt(arena.fd, 4 * HUGE, pin=True) as adopted:
+        assert adopted.pinned != any("not pinned" in note for note in adopted.notes)
+
+
+@pytest.mark.parametrize("seals", [0, fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW])
+def test_what_is_not_sealed_like_an_arena_is_not_taken_over(seals):
+    fd = os.memfd_create("loose", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, HUGE)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    with pytest.raises(ValueError, match="not sealed"):
+        _native.Arena.adopt(fd, HUGE)
+    os.close(fd)
+
+
+def test_an_arena_of_another_size_is_not_taken_over(arena):
+    with pytest.raises(ValueError, match=f"arena has {4 * HUGE} bytes, not {HUGE}"):
+        _native.Arena.adopt(arena.fd, HUGE)
+
+
 def test_closing_twice_unmaps_once_and_what_follows_is_a_valueerror():
     arena = _native.Arena.create(HUGE, "kvtier-closing", pin=False)
     fd = arena.fd

@@ -17,7 +17,7 @@ from kvtierd import PATIENCE_S, SLOT, Engine, KVTierd, eventually, scheduler_hel
 
 from kvtier import _native, client, protocol
 from kvtier.block import ABSENT, KEY_BYTES
-from kvtier.client import SchedulerClient, default_socket
+from kvtier.client import SchedulerClient
 from kvtier.worker_client import WorkerClient
 
 on_healthy_daemon = pytest.mark.usefixtures("healthy")
@@ -88,19 +88,6 @@ def pair(kvtierd: KVTierd) -> Iterator[ClientPair]:
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-# --- where the daemon is -----------------------------------------------------------------------------------------
-
-
-def test_the_socket_is_the_variable_s_or_the_session_s_or_the_system_s(monkeypatch):
-    monkeypatch.setenv("KVTIER_SOCKET", "/some/where.sock")
-    assert default_socket() == Path("/some/where.sock")
-    monkeypatch.delenv("KVTIER_SOCKET")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
-    assert default_socket() == Path("/run/user/7/kvtier/kvtierd.sock")
-    monkeypatch.delenv("XDG_RUNTIME_DIR")
-    assert default_socket() == Path("/run/kvtier/kvtierd.sock")
 
 
 # --- a daemon that is there --------------------------------------------------------------------------------------

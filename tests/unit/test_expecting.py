@@ -75,6 +75,15 @@ def test_where_fetching_takes_longer_than_it_is_away_it_is_near_at_once(desk):
     assert desk.due(0.0) == [("near", "chat")]
 
 
+def test_it_is_known_when_something_is_due_next(desk):
+    assert desk.expecting.due_at == float("inf")
+    desk.announce("late", said_s=100.0)
+    desk.announce("soon", said_s=10.0, lead_s=2.0)
+    assert desk.expecting.due_at == 8.0
+    assert desk.due(8.0) == [("near", "soon")]
+    assert desk.expecting.due_at == 20.0  # when it is overdue
+
+
 def test_a_short_time_is_overdue_no_sooner_than_a_second_after(desk):
     desk.announce("chat", 0.1)
     desk.due(0.1)

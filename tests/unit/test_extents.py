@@ -111,6 +111,14 @@ def full(extents: int = 3) -> Extents:
     return made
 
 
+def test_of_each_place_it_says_whether_a_block_of_this_namespace_and_size_lies_there():
+    extents = Extents(4, EXTENT)
+    places = [write(extents, 1, namespace=1), write(extents, 2, 2 * BLOCK, 1), write(extents, 3, namespace=2)]
+    assert extents.are_of(column(*places), 1, BLOCK).tolist() == [True, False, False]
+    assert extents.are_of(column(*reversed(places)), 1, 2 * BLOCK).tolist() == [False, True, False]
+    assert extents.are_of(column(), 1, BLOCK).tolist() == []
+
+
 def test_room_is_short_when_no_drive_has_a_free_extent():
     extents = Extents(3, EXTENT)
     fill(extents, *range(8))

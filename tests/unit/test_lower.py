@@ -287,3 +287,14 @@ def test_a_lookup_that_is_released_before_its_answer_was_sent_hears_nothing(daem
     daemon.run()
     daemon.store.release("a", 1, 0)  # in the same breath, as a request that was due and then given up
     assert list(daemon.answers()) == [2]
+
+
+def test_what_lies_below_is_nowhere_for_another_namespace_or_another_size_whatever_keys_are_asked_for(daemon):
+    daemon.save(1, 2)
+    daemon.run()
+    daemon.evict(1, 2)
+    daemon.store.join("other", b"blue".ljust(32), BLOCK, 16, 16, 0.0)
+    daemon.store.join("larger", RED, 2 * BLOCK, 16, 16, 0.0)
+    for engine in ("other", "larger"):
+        assert daemon.store.lookup(engine, 1, keys(1, 2), 0, 0.0).tolist() == [ABSENT, ABSENT]
+    assert daemon.look_up(1, 1, 2, skip=2) == [BELOW, BELOW]

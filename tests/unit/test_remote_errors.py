@@ -7,7 +7,7 @@ from remote.memory_remote import never
 from remote.tier_bench import Bench
 
 from kvtier.block import KEY_BYTES
-from kvtier.tiers.remote import remote as remote_module
+from kvtier.tiers.remote import base as base_module
 from kvtier.tiers.remote.base import Corrupt, NotOurs, Unreachable
 
 A, B, C = (letter * KEY_BYTES for letter in (b"a", b"b", b"c"))
@@ -31,7 +31,7 @@ def test_what_a_server_says_is_shown_short_and_harmless(bench):
     bench.remote.fails = lambda verb: Unreachable("\x1b[31m\n" + "x" * 100_000)
     bench.faults(*(bench.seek(A) for _ in range(3)))
     said = str(bench.tier.state()["reason"])
-    assert said.startswith("?[31m?xxx") and len(said) == remote_module.SAID_MAX
+    assert said.startswith("?[31m?xxx") and len(said) == base_module.SAID_MAX
 
 
 def test_only_a_value_that_was_read_is_deleted(bench):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from idle_world import BLOCK, ENGINE, RED, TENANT, World, key, keys, written
 
-from kvtier import retention as retention_module
+from kvtier import hearing
 from kvtier.decision import Ask
 from kvtier.rankings import POLICIES
 from kvtier.session import Hints
@@ -291,7 +291,7 @@ def test_who_was_parked_and_comes_back_is_as_it_was(world):
 
 
 def test_of_hints_without_a_request_the_oldest_are_forgotten(world, monkeypatch):
-    monkeypatch.setattr(retention_module, "SAID_MAX", 2)
+    monkeypatch.setattr(hearing, "SAID_MAX", 2)
     for request in ("one", "two", "three"):
         world.store.begin(ENGINE, request, Hints(session=request), world.now)
     for request in ("one", "two", "three"):

@@ -252,6 +252,15 @@ def test_the_index_is_the_most_returns_a_second_of_keeping(returns):
         assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_every_category_has_the_index_of_its_hazard_with_a_name_or_without(returns):
+    tool = returns.category("tool", TOOL)
+    live(returns, tool, [1.0, 2.0, 400.0], gone=3)
+    for now in (90_000.0, 90_005.0, 90_010.0):  # where nothing happens in between, too
+        returns.learn(now)
+        whole = returns_module._gittins(returns.hazard)
+        assert [returns.index(number, 0.0) for number in range(CATEGORIES_MAX)] == whole[:, 0].tolist()
+
+
 @given(st.floats(0, 1e6))
 @settings(max_examples=50, deadline=None)
 def test_between_the_begins_of_two_bins_it_is_in_between(age):
