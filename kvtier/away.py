@@ -70,8 +70,8 @@ class RemoteSource:
     def ended(self, order: Promote) -> None:
         """Nothing was held."""
 
-    def origin(self, order: Promote) -> bytes:
-        return b""
+    def origin(self, order: Promote, done: Finished) -> bytes:
+        return done.origin
 
 
 class Away:

@@ -56,7 +56,7 @@ class DriveSource:
     def ended(self, order: Promote) -> None:
         self._extents.let_go(order.place)
 
-    def origin(self, order: Promote) -> bytes:
+    def origin(self, order: Promote, done: Finished) -> bytes:
         return self._extents.origin(order.place)
 
 

@@ -64,7 +64,7 @@ class Source(Protocol):
     def has(self, one: Wanted, now: float) -> bool: ...
     def begin(self, one: Wanted) -> tuple[int, int]: ...  # its namespace and its checksum; it is held until `ended`
     def ended(self, order: Promote) -> None: ...
-    def origin(self, order: Promote) -> bytes: ...  # empty when nobody knows
+    def origin(self, order: Promote, done: Finished) -> bytes: ...  # empty when nobody knows
 
 
 @dataclass
@@ -252,7 +252,7 @@ class Staging:
         is_reset = self._epochs[read.namespace] != read.epoch
         if done.fault or read.is_unwanted or is_reset or self._is_orphan(read):
             self._ram.give(order.slot)
-        elif self._keep(order, read, origin := np.frombuffer(source.origin(order) or NOBODYS, np.uint64)):
+        elif self._keep(order, read, origin := np.frombuffer(source.origin(order, done) or NOBODYS, np.uint64)):
             if source.keeps:
                 self._ram.note_below(order.slot, True)
             self._ram.origin[order.slot] = origin

@@ -138,6 +138,7 @@ class Finished:
     seconds: float = 0.0  # that the drive took
     sizes: tuple[int, ...] = ()  # of a Seek: bytes of each block, 0 where there is none
     shredded: int = 0  # of a Shred: data keys
+    origin: bytes = b""  # of a Promote from a remote: who saved it first, as its envelope proves
 
 
 def is_of_origin(origin: bytes, session_tag: bytes, tenant_tag: bytes) -> bool:

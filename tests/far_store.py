@@ -43,6 +43,7 @@ class Remote:
 
     blocks: dict[tuple[int, bytes], int] = field(default_factory=dict)
     namespaces: dict[int, bytes] = field(default_factory=dict)
+    origins: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
 
     def put(self, *these: int, size: int = BLOCK, namespace: int = 0) -> None:
         for number in these:
@@ -62,9 +63,9 @@ class Remote:
             return Finished(order.ticket, sizes=found)
         name = order.namespace, order.key
         if isinstance(order, Promote):
-            return Finished(order.ticket, "" if name in self.blocks else "gone")
+            return Finished(order.ticket, "" if name in self.blocks else "gone", origin=self.origins.get(name, b""))
         if isinstance(order, Demote):
-            self.blocks[name] = order.size
+            self.blocks[name], self.origins[name] = order.size, order.origin
         else:
             assert isinstance(order, Erase), order
             self.blocks.pop(name, None)

@@ -12,6 +12,7 @@ from kvtier.transfer import MOVES_MAX, Demote, Erase, Promote, Remember, Seek
 from ..far_store import BLOCK, ENGINE, RED, FarStore, key, numbers
 
 BLUE = b"blue".ljust(32)
+CHAT, ACME = b"chat 1..", b"acme...."  # tags of a session and of a tenant
 
 
 @pytest.fixture
@@ -131,6 +132,15 @@ def test_what_comes_from_the_remote_is_a_candidate_for_the_drives(node):
     node.finish_far(node.start_far())
     assert numbers(node.start(), Demote) == [1]
     assert numbers(node.start_far(), Demote) == [], "it is there"
+
+
+def test_what_comes_from_the_remote_is_its_tenants_here_too_and_on_the_drives(node):
+    node.knows(1)
+    node.remote.origins[0, key(1)] = CHAT + ACME
+    node.look_up(1, 1)
+    node.finish_far(node.start_far())
+    assert len(node.store.ram.of_origin(CHAT, ACME)) == 1
+    assert [order.origin for order in node.start() if isinstance(order, Demote)] == [CHAT + ACME]
 
 
 def test_what_comes_from_the_remote_goes_to_no_disk_where_its_session_wants_that(node):

@@ -43,7 +43,7 @@ class Place:
     def ended(self, order: Promote) -> None:
         self.held.remove(order.key)
 
-    def origin(self, order: Promote) -> bytes:
+    def origin(self, order: Promote, done: Finished) -> bytes:
         return b""
 
 

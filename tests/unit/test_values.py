@@ -55,6 +55,7 @@ def test_what_one_node_sealed_another_with_the_same_key_reads(sealed, body, orig
     header, content = written(sealed, body, origin)
     assert len(header) == sealed.header_bytes == 148 and header[:8] == b"kvtV\x02\0\0\0"
     other = Sealed(MasterKey(SECRET))
+    assert asyncio.run(other.read(header, KEY, DIGEST, content.copy())).origin == origin
     assert np.array_equal(read(other, header, content, KEY), body)
     other.close()
 

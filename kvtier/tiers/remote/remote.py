@@ -340,9 +340,9 @@ class RemoteTier:
         if not await self._remote.get(job.names[0], memoryview(header), body.data):
             self._counts["gone"] += 1
             return Finished(promote.ticket, "gone", 0, self._since(job))
-        checksum = await self._values.read(bytes(header), promote.key, job.digest, body)
+        found = await self._values.read(bytes(header), promote.key, job.digest, body)
         self._counts["read_bytes"] += promote.size
-        return Finished(promote.ticket, "", checksum, self._since(job))
+        return Finished(promote.ticket, "", found.checksum, self._since(job), origin=found.origin)
 
     async def _write(self, job: _Job, demote: Demote) -> Finished:
         async with self._values.made(demote, job.digest, self._slot(demote)) as (header, body, checksum):

@@ -51,9 +51,9 @@ class Clear:
         header = envelope.Header(demote.key, demote.size, checksum, digest, demote.epoch, demote.origin)
         yield envelope.pack(header), body.data, checksum
 
-    async def read(self, header: bytes, key: BlockKey, digest: bytes, body: np.ndarray) -> int:
-        """The checksum of the value that was asked for. Corrupt, OtherVersion: it is another."""
-        return envelope.read(header, key, digest, body).checksum
+    async def read(self, header: bytes, key: BlockKey, digest: bytes, body: np.ndarray) -> envelope.Header:
+        """Of the value that was asked for. Corrupt, OtherVersion: it is another."""
+        return envelope.read(header, key, digest, body)
 
     def close(self) -> None:
         pass
@@ -85,7 +85,7 @@ class Sealed:
             if len(self._spare) < SPARE_MAX:
                 self._spare.append(beside)
 
-    async def read(self, header: bytes, key: BlockKey, digest: bytes, body: np.ndarray) -> int:
+    async def read(self, header: bytes, key: BlockKey, digest: bytes, body: np.ndarray) -> envelope.Header:
         """Opens the value that was asked for, in its place. Corrupt, OtherVersion: it is another."""
         found, bound, more = self._unpacked(header)
         if (found.key, found.digest, found.size) != (key, digest, len(body)):
@@ -94,7 +94,7 @@ class Sealed:
         data_key, crypto = self._key_of(found.origin, salt), self._master.crypto
         if not await self._aside(len(body), lambda: crypto.unseal(data_key, nonce, bound, tag, body, body)):
             raise Corrupt("its bytes are not those that were sealed")
-        return 0
+        return found
 
     def _unpacked(self, header: bytes) -> tuple[envelope.Header, bytes, tuple[bytes, bytes, bytes, bytes]]:
         """What the header says, what is bound to the body, and the rest of it."""
