@@ -17,7 +17,7 @@ too. Nor is anything zeroed there: what it does with the bytes of what is delete
 
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from kvtier.away import Away
@@ -72,6 +72,7 @@ class Forgetting:
         self._numbers = itertools.count(1)
         self._open: dict[int, _Ticket] = {}
         self._barred: dict[tuple[str, str], _Ticket] = {}  # requests of forgotten sessions
+        self.under_way: Callable[[str, str], list[tuple[str, str]]] = lambda session, tenant: []  # as hearing.py has it
 
     def is_barred(self, engine: str, request: str) -> bool:
         """It is of a session that was forgotten: nothing of it is taken."""
@@ -85,9 +86,10 @@ class Forgetting:
         ticket.sessions = len(sessions)
         for session in sessions:  # first all of them, for what only they share is not kept
             for request in session.requests:
-                self._barred[request] = ticket
-                ticket.requests.add(request)
+                self._bar(request, ticket)
             self._sessions.drop(session)
+        for request in self.under_way(name, tenant) if _tags(name, tenant) else ():
+            self._bar(request, ticket)
         for session in sessions:
             self._remove(ticket, session)
         if tags := _tags(name, tenant):  # what it had once and went on without, or what a daemon before this one met
@@ -99,6 +101,10 @@ class Forgetting:
             if self.lower is not None and not name and any(tags[1]):
                 ticket.shred = self.lower.shred(tags[1])
         return number
+
+    def _bar(self, request: tuple[str, str], ticket: _Ticket) -> None:
+        self._barred.setdefault(request, ticket)  # what it saves counts once
+        ticket.requests.add(request)
 
     def finds_below(self, name: str, tenant: str) -> bool:
         """Whether the tier below has something of it, though this daemon never met it."""
@@ -124,10 +130,10 @@ class Forgetting:
 
     def over(self, engine: str, request: str) -> bool:
         """Whether it was barred."""
-        ticket = self._barred.pop((engine, request), None)
-        if ticket is not None:
+        is_barred = self._barred.pop((engine, request), None) is not None
+        for ticket in self._open.values() if is_barred else ():
             ticket.requests.discard((engine, request))
-        return ticket is not None
+        return is_barred
 
     def left(self, engine: str) -> None:
         for name, request in list(self._barred):

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from kvtier.session import NOTHING, Hints, Sessions
+from kvtier.session import NOTHING, TENANT_SHOWN, Hints, Sessions
 from kvtier.tenants import Tenants, tag_of, tenant_of
 
-SAID_MAX = 8192  # requests of which hints came and no lookup yet
+SAID_MAX = 8192  # requests under way of which hints came
 
 
 class Hearing:
@@ -35,6 +35,15 @@ class Hearing:
 
     def of(self, engine: str, request: str) -> Hints:
         return self._said.get((engine, request)) or self._unsaid.get(engine, NOTHING)
+
+    def under_way(self, session: str, tenant: str) -> list[tuple[str, str]]:
+        """Requests that were said to be of this session, or of any; of this tenant (as it is shown), or of any. Also those
+        whose session is not known any more."""
+        return [
+            name
+            for name, hints in self._said.items()
+            if (not session or hints.session == session) and (not tenant or hints.tenant[:TENANT_SHOWN].hex() == tenant)
+        ]
 
     def forget(self, engine: str, request: str) -> None:
         """It is over."""

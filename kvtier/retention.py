@@ -56,6 +56,7 @@ class Retention:
         self.moving = Moving(self._sessions)
         self._ram = ram
         self.hearing = Hearing(self._sessions, ram.tenants)
+        self._forgetting.under_way = self.hearing.under_way
         self._categories = Categories(returns)
         self._following = Following(returns, self._categories, self._expecting)
         self._standing = Standing(ram, self._sessions, self._categories, self.pins, value)
@@ -156,6 +157,7 @@ class Retention:
     def over(self, engine: str, request: str, keys: bytes, namespace: int, kind: Kind, now: float) -> np.ndarray:
         """A request is over; `keys` of all its blocks. The slots of those that are here."""
         if self._forgetting.over(engine, request):
+            self.hearing.forget(engine, request)
             return self._standing.here(keys)
         session = self._sessions.of_request(engine, request)
         saved = b"" if session is None else b"".join(session.requests[engine, request])

@@ -62,7 +62,8 @@ class Life:
         self.world = World(drives=True, policy=policy)
         self.pending: list[Transfer] = []
         self.running: dict[str, list[str]] = {}  # request -> its blocks
-        self.tickets: dict[int, tuple[str, str, set[str]]] = {}  # and what others had then
+        self.tickets: dict[int, tuple[str, str, set[str]]] = {}  # and what others had then, or saved since
+        self.under_way: dict[int, set[str]] = {}  # requests of then, by ticket
         self.wiping: list[int] = []
         self.leases = 0
         self.parents: dict[str, str] = {}
@@ -87,6 +88,9 @@ class Life:
                 self.parents[has[-1]] = has[-2]
             new = [block for block in has if not self.world.is_here(block)]
             self.world.save(request, has)
+            for ticket, (_, _, kept) in self.tickets.items():
+                if request not in self.under_way[ticket]:
+                    kept.update(block for block in new if self.world.is_here(block))
             session = self.world.store.retention._sessions.of_request(ENGINE, request)
             change = self.no_disk.update if session is not None and session.no_disk else self.no_disk.difference_update
             change(block for block in new if self.world.is_here(block))
@@ -121,6 +125,7 @@ class Life:
         elif what == "forget":
             ticket = retention.forget(first, second, world.now)
             self.tickets[ticket] = first, second, self.having()
+            self.under_way[ticket] = set(self.running)
         elif what == "evict":
             world.evict(first)
         elif what == "reset":
