@@ -3,10 +3,10 @@ without a restart."""
 
 import random
 import statistics
-import threading
 import time
 
 import pytest
+from beside import Beside
 from engine import Engine
 from kvtierd import KVTierd, eventually
 
@@ -33,23 +33,14 @@ def engine(start_engine, tiny_llama_path, daemon, connector_for) -> Engine:
     return start_engine(tiny_llama_path, connector=connector_for(daemon), block_size=BLOCK, multiprocess=True)
 
 
-class Load:
+class Load(Beside):
     """Requests, one call after another, of conversations that are new and of some that come back."""
 
     def __init__(self, engine: Engine, seed: int) -> None:
+        super().__init__()
         self.engine, self.seed = engine, seed
         self.seconds: list[float] = []
         self.answers = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> "Load":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
     def _run(self) -> None:
         while not self._over.is_set():

@@ -2,13 +2,13 @@
 
 import random
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from beside import Beside
 from engine import Answer, Engine
 from kvtierd import eventually
 from service_manager import Service
@@ -38,23 +38,14 @@ class Request(NamedTuple):
         return (self.answer.external_tokens or 0) > 0
 
 
-class Load:
+class Load(Beside):
     """Conversations that come back one after the other, and find nothing in the engine itself."""
 
     def __init__(self, engine: Engine) -> None:
+        super().__init__()
         self.engine = engine
         self.requests: list[Request] = []
         self.failure: BaseException | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> "Load":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
     def _run(self) -> None:
         try:

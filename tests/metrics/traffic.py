@@ -1,8 +1,8 @@
 """Requests at a kvtierd, again and again: they save, load, leave RAM for the drives and come back from there."""
 
-import threading
 import time
 
+from beside import Beside
 from chat import Chat
 from kvtierd import KVTierd, some_keys
 
@@ -14,20 +14,11 @@ CONVERSATIONS, BLOCKS = 20, 4  # twice as many as RAM has room for
 PAUSE_S = 0.05
 
 
-class Traffic:
+class Traffic(Beside):
     def __init__(self, daemon: KVTierd) -> None:
+        super().__init__()
         self._daemon = daemon
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
         self.requests = 0
-
-    def __enter__(self) -> "Traffic":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
     def _run(self) -> None:
         with Chat(self._daemon) as chat:
