@@ -28,10 +28,16 @@ class Access:
 
     def allows(self, sock: socket.socket) -> bool:
         """Whoever is at the other end, as it was when it connected."""
-        _, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        _, uid, gid = peer_of(sock)
         if uid in (0, os.geteuid()):
             return True
         return self.gid is not None and (gid == self.gid or self.gid in groups_of(sock))
+
+
+def peer_of(sock: socket.socket) -> tuple[int, int, int]:
+    """Process, user and first group of who is at the other end, by the kernel's word."""
+    pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid, gid
 
 
 def groups_of(sock: socket.socket) -> set[int]:

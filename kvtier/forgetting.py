@@ -25,21 +25,21 @@ from kvtier.block import ABSENT, BlockKey
 from kvtier.lower import Lower
 from kvtier.mirror import Mirror
 from kvtier.ram import Ram
-from kvtier.session import TENANT_SHOWN, Session, Sessions, is_tenant, names_of
-from kvtier.transfer import ORIGIN_BYTES
+from kvtier.session import Session, Sessions, is_tenant, names_of
+from kvtier.tenants import TAG_SHOWN, TENANT_TAG_BYTES
 
-TAG_BYTES = ORIGIN_BYTES // 2
 LOOKED_AT_MAX = 16_384  # keys of a ticket at once, whether they are away still: some 10 ms
 
 
 def session_tag(name: str) -> bytes:
     """Empty for one without a name."""
-    return hashlib.blake2b(name.encode(errors="replace"), digest_size=TAG_BYTES).digest() if name else b""
+    return hashlib.blake2b(name.encode(errors="replace"), digest_size=TENANT_TAG_BYTES).digest() if name else b""
 
 
 def origin_of(session: Session) -> bytes:
     """What its blocks carry: zeros where nobody named it, and where it is nobody's."""
-    return session_tag(session.name).ljust(TAG_BYTES, b"\0") + session.tenant[:TENANT_SHOWN].ljust(TAG_BYTES, b"\0")
+    halves = session_tag(session.name), session.tenant[:TAG_SHOWN]
+    return b"".join(half.ljust(TENANT_TAG_BYTES, b"\0") for half in halves)
 
 
 @dataclass
@@ -287,4 +287,4 @@ def _tags(name: str, tenant: str) -> tuple[bytes, bytes] | None:
     """Of a session, or of all of a tenant; None where that names nobody."""
     if not (name or tenant) or (tenant and not is_tenant(tenant)):
         return None
-    return session_tag(name), bytes.fromhex(tenant).ljust(TAG_BYTES, b"\0") if tenant else b""
+    return session_tag(name), bytes.fromhex(tenant).ljust(TENANT_TAG_BYTES, b"\0") if tenant else b""

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from kvtier.session import NOTHING, TENANT_SHOWN, Hints, Sessions
-from kvtier.tenants import Tenants, tag_of, tenant_of
+from kvtier.session import NOTHING, Hints, Sessions
+from kvtier.tenants import TAG_SHOWN, Tenants, tag_of, tenant_of
 
 SAID_MAX = 8192  # requests under way of which hints came
 
@@ -42,7 +42,7 @@ class Hearing:
         return [
             name
             for name, hints in self._said.items()
-            if (not session or hints.session == session) and (not tenant or hints.tenant[:TENANT_SHOWN].hex() == tenant)
+            if (not session or hints.session == session) and (not tenant or hints.tenant[:TAG_SHOWN].hex() == tenant)
         ]
 
     def forget(self, engine: str, request: str) -> None:

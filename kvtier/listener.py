@@ -18,18 +18,18 @@ FOLDER_MODE, FOLDER_MODE_OF_A_GROUP = 0o700, 0o750
 SOCKET_MODE_OF_A_GROUP = 0o660
 
 
-def bind(path: Path, gid: int | None = None) -> socket.socket:
+def bind(path: Path, gid: int | None = None, setting: str = "server.socket", backlog: int = BACKLOG) -> socket.socket:
     """A listening socket with mode 0600 in a directory with mode 0700 (made when missing). `gid`: a group that may
-    connect, too; then they are 0660 and 0750, and the group's."""
-    make_way(path, "server.socket", gid)
+    connect, too; then they are 0660 and 0750, and the group's. `setting`: what names the path."""
+    make_way(path, setting, gid)
     try:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         with only_the_owner():
             listener.bind(os.fspath(path))
         open_to(path, gid, SOCKET_MODE_OF_A_GROUP, "server.group")
-        listener.listen(BACKLOG)
+        listener.listen(backlog)
     except OSError as error:
-        raise _refusal(path, error, "server.socket") from error
+        raise _refusal(path, error, setting) from error
     return listener
 
 

@@ -1,13 +1,11 @@
 """Who is connected to kvtierd: the processes of each engine, and observers. The server owns them."""
 
 import socket
-import struct
 from dataclasses import dataclass, field
 
 from kvtier import protocol
 
 LAST_WORDS = 64  # bytes that are kept of what is not heard
-_UCRED = struct.Struct("3i")
 
 
 @dataclass(eq=False)
@@ -25,12 +23,6 @@ class Client:
     reader: protocol.FrameReader = field(default_factory=protocol.FrameReader)
     unsent: bytearray = field(default_factory=bytearray)
     last_words: bytes = b""  # what it said last
-
-    @classmethod
-    def of(cls, sock: socket.socket, now: float) -> "Client":
-        """Who is at the other end, by the kernel's word."""
-        pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        return cls(sock, pid, uid, now)
 
     @property
     def copies_by_gpu(self) -> bool:

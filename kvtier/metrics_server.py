@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvtier import listener
 from kvtier.config import Config
 from kvtier.errors import ConfigError, DaemonError
-from kvtier.listener import make_way, only_the_owner
 from kvtier.metrics import CONTENT_TYPE, Snapshot, exposition
 from kvtier.peer import is_loopback
 
@@ -76,22 +76,17 @@ def address_of(settings: Config, server_socket: Path) -> Address | None:
 
 def bind(address: Address) -> socket.socket:
     """DaemonError: the address can't be had."""
+    if isinstance(address, Path):
+        return listener.bind(address, setting="metrics.listen", backlog=BACKLOG)
     try:
-        if isinstance(address, Path):
-            make_way(address, "metrics.listen")
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-            with only_the_owner():
-                listener.bind(os.fspath(address))
-        else:
-            family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-            listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        listener.listen(BACKLOG)
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(BACKLOG)
     except OSError as error:
-        where = address if isinstance(address, Path) else f"{address[0]}:{address[1]}"
-        raise DaemonError(f"can't listen on {where}: {error.strerror}; set metrics.listen") from error
-    return listener
+        raise DaemonError(f"can't listen on {address[0]}:{address[1]}: {error.strerror}; set metrics.listen") from error
+    return made
 
 
 class MetricsServer:

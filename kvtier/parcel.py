@@ -23,6 +23,7 @@ from kvtier.block import KEY_BYTES, SLOT_UNIT, Kind, block_key, witness_secret
 from kvtier.errors import KVTierError
 from kvtier.hints import SESSION_MAX, TOOL_MAX, is_name
 from kvtier.moving import Carried
+from kvtier.tenants import TENANT_BYTES
 from kvtier.tiers.remote.envelope import DIGEST_BYTES
 from kvtier.tiers.remote.envelope import MAGIC as BLOCK
 
@@ -31,7 +32,6 @@ HEAD_BYTES_MAX = 64 * 1024**2
 SESSIONS_MAX = 1024  # that go by one name
 COMMAS_MAX = 1_000_000  # in a head: far more than so many sessions need, and what they make fits into memory
 SECONDS_MAX = 10 * 366 * 86_400.0
-TENANT_BYTES = 16
 WITNESSED = b"parcel"
 _BEGIN = struct.Struct("<4sIII")
 _END = struct.Struct("<4sQQI")

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvtier import __version__, dispatch, protocol
-from kvtier.access import Access
+from kvtier.access import Access, peer_of
 from kvtier.block import namespace_secret, pack_slots, witness_secret
 from kvtier.config import Config
 from kvtier.departing import Departing
@@ -99,7 +99,8 @@ class Server:
             self._loop.call_later(ACCEPT_PAUSE_S, self.serve)
             return
         sock.setblocking(False)
-        client = Client.of(sock, time.monotonic())
+        pid, uid, _ = peer_of(sock)
+        client = Client(sock, pid, uid, time.monotonic())
         self.clients.add(client)
         self._loop.add_reader(sock, self._on_readable, client)
         if not self.access.allows(sock):

@@ -26,7 +26,7 @@ def notify(*lines: str) -> None:
 
 def keep(name: str, *fds: int) -> bool:
     """The next kvtierd gets them from passed(). False: nobody keeps them."""
-    return _send(f"FDSTORE=1\nFDNAME={name}", *fds) and _is_heard()
+    return _send(f"FDSTORE=1\nFDNAME={name}", *fds) and is_through()
 
 
 def drop(name: str) -> None:
@@ -35,8 +35,19 @@ def drop(name: str) -> None:
 
 
 def is_through() -> bool:
-    """Whether the service manager has done all that was said so far; it gets KEPT_WITHIN_S to do it."""
-    return _is_heard()
+    """Whether the service manager has done all that was said so far; it gets KEPT_WITHIN_S to do it. It closes what it is
+    given with BARRIER=1 when it has."""
+    ours, its = os.pipe2(os.O_CLOEXEC)
+    try:
+        sent = _send("BARRIER=1", its)
+    finally:
+        os.close(its)
+    try:
+        waiting = select.poll()
+        waiting.register(ours, 0)  # the hang-up alone
+        return sent and bool(waiting.poll(KEPT_WITHIN_S * 1e3))
+    finally:
+        os.close(ours)
 
 
 def passed() -> dict[str, list[int]]:
@@ -119,18 +130,3 @@ def _send(text: str, *fds: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _is_heard() -> bool:
-    """It closes what it is given with BARRIER=1 when it has gone through all that was said before."""
-    ours, its = os.pipe2(os.O_CLOEXEC)
-    try:
-        sent = _send("BARRIER=1", its)
-    finally:
-        os.close(its)
-    try:
-        waiting = select.poll()
-        waiting.register(ours, 0)  # the hang-up alone
-        return sent and bool(waiting.poll(KEPT_WITHIN_S * 1e3))
-    finally:
-        os.close(ours)

@@ -30,9 +30,9 @@ from kvtier.block import KEY_BYTES, BlockKey, Kind, leading
 from kvtier.index import Table
 from kvtier.lineage import Lineage
 from kvtier.returns import OTHERS
+from kvtier.tenants import TAG_SHOWN
 
-TENANT_SHOWN = 6  # bytes of a tenant
-TENANT_DIGITS = 2 * TENANT_SHOWN
+TENANT_DIGITS = 2 * TAG_SHOWN
 SESSIONS_MAX = 65_536  # the least recently used are forgotten first; those with requests under way or pins never
 ENDED_SHOWN = 256  # that ended last
 KEYS_MAX = 4_000_000  # of all sessions together: some 200 MB
@@ -104,7 +104,7 @@ class Session:
 
     @property
     def shown_tenant(self) -> str:
-        return self.tenant[:TENANT_SHOWN].hex()
+        return self.tenant[:TAG_SHOWN].hex()
 
     @property
     def blocks(self) -> int:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TENANT_BYTES, TAG_BYTES = 16, 8
+TENANT_BYTES, TENANT_TAG_BYTES = 16, 8
 TAG_SHOWN = 6  # bytes of a tenant that its blocks carry
 TENANTS_MAX = 65_536  # at one time; more count as one with those that have no salt
 SHOWN_MAX = 20  # in a snapshot
@@ -49,7 +49,7 @@ def tag_of(tenant: bytes) -> int:
 
 
 def shown_tag(tag: int) -> str:
-    return tag.to_bytes(TAG_BYTES, "little")[:TAG_SHOWN].hex() if tag else ""
+    return tag.to_bytes(TENANT_TAG_BYTES, "little")[:TAG_SHOWN].hex() if tag else ""
 
 
 @dataclass

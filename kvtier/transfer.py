@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kvtier.block import BlockKey
+from kvtier.tenants import TENANT_TAG_BYTES
 
 SEEK_KEYS_MAX = 1024
 MOVES_MAX = 1024  # reads and writes that begin no more while so much is under way; a tier takes more
-ORIGIN_BYTES = 16  # a session's tag and a tenant's, half each; zeros where there is none
+ORIGIN_BYTES = 2 * TENANT_TAG_BYTES  # a session's tag and a tenant's, half each; zeros where there is none
 
 FAULTS: dict[str, str] = {
     "corrupt": "the bytes are not those that were written; the block is gone",
@@ -139,6 +140,11 @@ class Finished:
     sizes: tuple[int, ...] = ()  # of a Seek: bytes of each block, 0 where there is none
     shredded: int = 0  # of a Shred: data keys
     origin: bytes = b""  # of a Promote from a remote: who saved it first, as its envelope proves
+
+
+def tenant_of_origin(origin: bytes) -> bytes:
+    """Its half; zeros where there is none."""
+    return origin[ORIGIN_BYTES - TENANT_TAG_BYTES :].ljust(TENANT_TAG_BYTES, b"\0")
 
 
 def is_of_origin(origin: bytes, session_tag: bytes, tenant_tag: bytes) -> bool:

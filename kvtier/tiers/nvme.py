@@ -42,8 +42,20 @@ from kvtier.tiers.commits import RETRY_S, WAITING_MAX, Commits, fault_of
 from kvtier.tiers.drives import CATALOGUE, KEYS, Drives
 from kvtier.tiers.master_key import MasterKey
 from kvtier.tiers.seals import Seals, unpack
-from kvtier.tiers.vault import TENANT_BYTES, Sealing, Vault
-from kvtier.transfer import Demote, Erase, Finished, Flush, Forget, Promote, Remember, Seek, Shred, Transfer
+from kvtier.tiers.vault import Sealing, Vault
+from kvtier.transfer import (
+    Demote,
+    Erase,
+    Finished,
+    Flush,
+    Forget,
+    Promote,
+    Remember,
+    Seek,
+    Shred,
+    Transfer,
+    tenant_of_origin,
+)
 
 IO_DEPTH, IO_THREADS = 12, 2  # transfers that the drives have at once; threads that compute checksums
 _CLOSE_WAIT_S = 1.0
@@ -213,7 +225,7 @@ class NvmeTier:
         fd, offset = self._files.locate(demote.place)
         sealing = None
         if self._vault is not None:
-            sealing = self._vault.sealing(demote.origin[-TENANT_BYTES:].ljust(TENANT_BYTES, b"\0"), self._bound(demote))
+            sealing = self._vault.sealing(tenant_of_origin(demote.origin), self._bound(demote))
         native = None if sealing is None else sealing.native
         ticket = self._io.write(fd, offset, self._address(demote.slot), demote.size, _seed(demote.key), native)
         self._under_way[ticket] = _Writing(demote, self._sequence, sealing)

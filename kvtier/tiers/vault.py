@@ -36,18 +36,18 @@ import numpy as np
 from kvtier import _native
 from kvtier.errors import DaemonError
 from kvtier.failpoint import reach
+from kvtier.tenants import TENANT_TAG_BYTES
 from kvtier.tiers.drives import SET_ASIDE, sync_folder, utc_stamp
 from kvtier.tiers.master_key import KEY_BYTES, NONCE_BYTES, TAG_BYTES, MasterKey
 from kvtier.tiers.seals import SERIAL_BYTES, pack
 
 MAGIC, VERSION = b"kvtK", 1
-TENANT_BYTES = 8  # of a tenant's tag, as an origin has it
-NOBODY = bytes(TENANT_BYTES)
+NOBODY = bytes(TENANT_TAG_BYTES)
 KEYS_MAX = 65_536
 WRITES_MAX, RESERVED = 1 << 31, 1 << 16
 RECORD_BYTES = 128  # four in a sector: a drive writes one whole
 _HEADER = struct.Struct(f"<4sI16s{NONCE_BYTES}s{TAG_BYTES}s")
-_RECORD = struct.Struct(f"<I{TENANT_BYTES}sQ{NONCE_BYTES}s{KEY_BYTES}s{TAG_BYTES}s")
+_RECORD = struct.Struct(f"<I{TENANT_TAG_BYTES}sQ{NONCE_BYTES}s{KEY_BYTES}s{TAG_BYTES}s")
 _CRC = struct.Struct("<I")
 _EMPTY = bytes(RECORD_BYTES)
 

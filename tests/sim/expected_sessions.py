@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvtier.block import BlockKey, pack_keys, unpack_keys
-from kvtier.forgetting import TAG_BYTES, session_tag
+from kvtier.forgetting import session_tag
 from kvtier.session import ENDED_SHOWN, NOTHING, Begun, Hints, Session
 from kvtier.store import BlockStore
+from kvtier.tenants import TENANT_TAG_BYTES
 from kvtier.transfer import ORIGIN_BYTES
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ class ExpectedSessions:
             oblivion.keys |= {key for key, origin in theirs if self._is_of(origin, tags) and key not in had}
             below.forget_keys(oblivion, behind)
             if tenant and not name:
-                oblivion.tenant = bytes.fromhex(tenant).ljust(TAG_BYTES, b"\0")
+                oblivion.tenant = bytes.fromhex(tenant).ljust(TENANT_TAG_BYTES, b"\0")
                 below.shreds.append(oblivion.tenant)
 
     def wiped(self, slot: int) -> None:

@@ -22,10 +22,21 @@ import numpy as np
 
 from kvtier.block import SLOT_UNIT, BlockKey, pack_keys
 from kvtier.tiers.base import TRANSFERS_MAX, Recovered
-from kvtier.transfer import ORIGIN_BYTES, Demote, Erase, Finished, Flush, Forget, Promote, Remember, Shred, Transfer
+from kvtier.transfer import (
+    ORIGIN_BYTES,
+    Demote,
+    Erase,
+    Finished,
+    Flush,
+    Forget,
+    Promote,
+    Remember,
+    Shred,
+    Transfer,
+    tenant_of_origin,
+)
 
 ROTTEN = "rotten"
-TENANT_AT = ORIGIN_BYTES // 2  # in an origin
 ZEROS = bytes(SLOT_UNIT)  # a unit of what was erased
 
 
@@ -229,7 +240,7 @@ class TierModel:
             return 0
         checksum = _checksum(order.key, content)
         self.disks.content[order.place] = content
-        self.disks.tenants[order.place] = order.origin[TENANT_AT:]
+        self.disks.tenants[order.place] = tenant_of_origin(order.origin)
         self._log.append(Record(order, checksum))
         return checksum
 

@@ -71,7 +71,7 @@ def test_one_that_does_not_listen_does_not_hold_us_up(heard):
 
 
 def test_a_kept_descriptor_goes_with_its_name(heard, monkeypatch):
-    monkeypatch.setattr(service_manager, "_is_heard", lambda: True)
+    monkeypatch.setattr(service_manager, "is_through", lambda: True)
     memory = os.memfd_create("kept")
     os.write(memory, b"what is in it")
     assert service_manager.keep("arena", memory) is True

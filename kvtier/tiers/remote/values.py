@@ -28,9 +28,8 @@ from kvtier.block import BlockKey
 from kvtier.tiers.master_key import ID_BYTES, NONCE_BYTES, SALT_BYTES, TAG_BYTES, MasterKey
 from kvtier.tiers.remote import envelope
 from kvtier.tiers.remote.base import Corrupt, OtherVersion
-from kvtier.transfer import ORIGIN_BYTES, Demote
+from kvtier.transfer import Demote, tenant_of_origin
 
-TENANT_AT = ORIGIN_BYTES // 2  # in an origin
 THREADS = 2
 ON_LOOP_BYTES = 256 * 1024  # another thread takes longer to begin than this takes
 SPARE_MAX = 4  # pieces of memory that are kept for the next writes
@@ -110,7 +109,7 @@ class Sealed:
         return found, before[:-TAG_BYTES], more
 
     def _key_of(self, origin: bytes, salt: bytes) -> bytes:
-        return self._master.remote_key(origin[TENANT_AT:].ljust(ORIGIN_BYTES - TENANT_AT, b"\0"), salt)
+        return self._master.remote_key(tenant_of_origin(origin), salt)
 
     def _memory(self, size: int) -> np.ndarray:
         for n, memory in enumerate(self._spare):
