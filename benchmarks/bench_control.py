@@ -44,6 +44,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from spreads import print_spreads
 
 from kvtier import _native, protocol
 from kvtier.block import ABSENT, KEY_BYTES, SLOT_UNIT, pack_keys, unpack_keys
@@ -398,12 +399,7 @@ BARS = {"lookup_256_p50_us": 60, "lookup_2048_p50_us": 300, "step_overhead_p99_u
 
 
 def print_table(outcome: dict[str, Any]) -> None:
-    machine = outcome["machine"]
-    print(f"{machine['cores']} cores, load {machine['load_average']:.1f}, {outcome['blocks']:,} blocks, microseconds")
-    print(f"{'':24}{'all':>8}{'median (least-most) of a round':>34}{'bar':>8}")
-    for name, spread_of in outcome["spreads"].items():
-        rounds = f"{spread_of['median']:.1f} ({spread_of['min']:.1f}-{spread_of['max']:.1f})"
-        print(f"{name.removesuffix('_us'):24}{outcome[name]:8.1f}{rounds:>34}{BARS.get(name, ''):>8}")
+    print_spreads(outcome, f"{outcome['blocks']:,} blocks", BARS)
     if outcome["vllm"]:
         print(
             f"{outcome['steps']:,} steps, {outcome['requests']} requests, {outcome['loads']} of them with a load, "

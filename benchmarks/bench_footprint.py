@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_control import connected
+from spreads import print_spreads
 
 from kvtier import observer
 from kvtier.block import ABSENT, block_key, pack_keys
@@ -194,15 +195,6 @@ def report(rounds: int, idle_s: float) -> dict[str, Any]:
     return {**medians, "arena": ARENA, "rounds": rounds, "idle_s": idle_s, "spreads": spreads, "machine": machine}
 
 
-def print_table(outcome: dict[str, Any]) -> None:
-    machine = outcome["machine"]
-    print(f"{machine['cores']} cores, load {machine['load_average']:.1f}, arena {outcome['arena']}")
-    print(f"{'':32}{'median':>12}{'least-most of a round':>28}{'bar':>8}")
-    for name, spread in outcome["spreads"].items():
-        rounds = f"{spread['min']:.5g}-{spread['max']:.5g}"
-        print(f"{name:32}{spread['median']:12.5g}{rounds:>28}{BARS.get(name, ''):>8}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -210,7 +202,7 @@ def main() -> None:
     parser.add_argument("--idle", type=float, default=IDLE_S, metavar="S", help="stand still so long (%(default)g)")
     given = parser.parse_args()
     outcome = report(given.rounds, given.idle)
-    print(json.dumps(outcome)) if given.json else print_table(outcome)
+    print(json.dumps(outcome)) if given.json else print_spreads(outcome, f"arena {ARENA}", BARS)
 
 
 if __name__ == "__main__":

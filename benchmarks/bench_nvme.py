@@ -3,7 +3,7 @@
     python benchmarks/bench_nvme.py [--json] [--folder DIR] [--seconds N]
 
 Written by the authors of kvtier. DIR, the system's folder for temporary files if it is not given, must lie on the drive
-that is meant, with 4 GB free and O_DIRECT. N: how long the rounds go on, 45 if not given; no less than 5 rounds.
+that is meant, with 5 GB free and O_DIRECT. N: how long the rounds go on, 45 if not given; no less than 5 rounds.
 
 The limit is O_DIRECT on the same disk in the same round, 8 requests at once, by two loops without checksum or record
 (contenders.py), one of threads and one of io_uring; for each size and direction the one that is faster on the median is
@@ -17,6 +17,8 @@ over rounds counts, then the median over sizes. Spreads are from the least to th
     threads_...       the same shares with nvme.io = "threads", 2 MiB
     ..encrypted       with encryption.key_file: the shares of the limit; what of the shares in the clear is kept, as a
                       quotient of one round; seconds of processor a GB in all, and how many more than in the clear
+    ..exp12..         the same with frames, blocks that look like KV, and 1 or 2 threads of I/O; of the limit for blocks as
+                      large, in bytes of blocks; capacity_exp12 is what fits more. coded_shares.py says how
     cpu_s_per_gb      seconds of processor that the whole process took for that, the loop that drives the tier included
     ..read_p99_ms     one 2 MiB read after the other, cold, and while blocks of 2 MiB are written at WRITE_GB_S: kvtier
                       (O_DIRECT is always cold), values inside LMDB, a file a block; contenders.py says how
@@ -47,6 +49,7 @@ from unittest import mock
 import lmdb
 import numpy as np
 from bench_copy import machine
+from coded_shares import CodedShares
 from contenders import DrivenTier, FilePerBlock, LmdbValues, drop_pages, raw_limits, shuffled, timed_reads
 from rich.console import Console
 from rich.table import Table
@@ -74,6 +77,9 @@ BARS = {
     "encrypt_cpu_s_per_gb": "<= 0.15",
     "write_kept_encrypted": ">= 0.9",
     "read_kept_encrypted": ">= 0.9",
+    "capacity_exp12": ">= 1.32",
+    "read_share_exp12_1_thread": ">= 0.9",
+    "read_share_exp12": ">= 1.1",
     "restart_1m_blocks_s": "<= 5",
     "index_bytes_per_block": "<= 200",
 }
@@ -326,6 +332,11 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
     facts = {"rounds": shares.run(seconds), "io": shares.tier.tier.io_backend}
     found = shares.outcome()
     shares.close()
+    progress("the same with frames")
+    coded = CodedShares(folder, arena, CELL)
+    coded.run(seconds)
+    found |= coded.outcome()
+    coded.close()
     progress("one read after the other, beside writes and not")
     found |= latencies(folder, arena)
     progress("restarts")
@@ -368,7 +379,7 @@ def print_table(outcome: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there are 3 GB free")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there are 5 GB free")
     parser.add_argument("--seconds", type=float, default=45, help="how long the rounds go on")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -12,6 +12,8 @@ is a quotient of one round, the median over rounds counts.
     shares          server -> put_1, put_8, get_1, get_8
     gb_s            the same for kvtier; limit_gb_s and limit_by for the limit
     worst_share     the least of all shares
+    links           link -> codec -> ratio; read_gb_s and write_gb_s of blocks; the same as shares of blocks as they are
+                    (remote_links.py: links that are slower than memory, where frames arrive sooner)
 
 Raw clients check nothing, wait for ever, and write values without kvtier's header; what they get lies in the caller's
 memory, as with kvtier, but for obstore's and valkey's, which leave it in their own. Where kvtier loses: at S3 it copies
@@ -43,6 +45,7 @@ from mooncake_clients import mooncake
 from peer_clients import peer
 from remote.servers import LOOPBACK, Absent, Cluster, Redis, SeaweedFS, redis_program, valkey_program
 from remote_clients import Client, KVTier, Obstore, ObstoreLoop, RawCluster, RawHttp, RawRedis, Threaded, ValkeyPy
+from remote_links import LINKS, measure_link
 from rich.console import Console
 from rich.table import Table
 
@@ -169,9 +172,12 @@ class Shares:
 
 def measure(folder: Path, seconds: float, only: list[str]) -> dict[str, Any]:
     load = os.getloadavg()[0]
-    outcomes, rounds, absent = {}, {}, {}
-    for name in only or SERVERS:
+    outcomes, rounds, absent, links = {}, {}, {}, {}
+    for name in only or (*SERVERS, *LINKS):
         print(f"... {name}", file=sys.stderr)
+        if name in LINKS:
+            links[name] = measure_link(LINKS[name], seconds)
+            continue
         try:
             with SERVERS[name](folder / name) as makers:
                 shares = Shares(makers)
@@ -185,6 +191,7 @@ def measure(folder: Path, seconds: float, only: list[str]) -> dict[str, Any]:
     return {
         "worst_share": worst,
         **gathered,
+        "links": links,
         "rounds": rounds,
         "absent": absent,
         "load_average": round((load + os.getloadavg()[0]) / 2, 2),
@@ -202,6 +209,13 @@ def print_table(outcome: dict[str, Any]) -> None:
             table.add_row(name, cell, str(share), spread, str(outcome["gb_s"][name][cell]), limit)
     table.add_row("all", "worst_share", str(outcome["worst_share"]), "", "", BARS["worst_share"])
     Console().print(table)
+    frames = Table("link", "codec", "ratio", "read GB/s", "share", "write GB/s", "share", title="blocks over slower links")
+    for name, found in outcome["links"].items():
+        for codec, facts in found.items():
+            if isinstance(facts, dict):
+                columns = ("ratio", "read_gb_s", "read_share", "write_gb_s", "write_share")
+                frames.add_row(name, codec, *(str(facts[column]) for column in columns))
+    Console().print(frames)
     for name, reason in outcome["absent"].items():
         Console().print(f"{name}: {reason}")
 
@@ -210,12 +224,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--seconds", type=float, default=15, help="how long the rounds of one server go on")
-    parser.add_argument("--only", nargs="*", choices=SERVERS, help="these servers")
+    parser.add_argument("--only", nargs="*", choices=[*SERVERS, *LINKS], help="these servers and links")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kvtier-bench-remote-") as name:
         outcome = measure(Path(name), given.seconds, given.only or [])
     print(json.dumps(outcome)) if given.json else print_table(outcome)
-    if not outcome["rounds"]:
+    if not (outcome["rounds"] or outcome["links"]):
         sys.exit(3)
 
 

@@ -1,6 +1,6 @@
 """Who moves blocks in bench_nvme.py: kvtier's NVMe tier, what the disk gives, and two ways to do without a tier.
 
-    DrivenTier      NvmeTier, with as much under way as the store has
+    DrivenTier      NvmeTier, with as much under way as the store has; its blocks as they are, or as frames
     RawThreads      O_DIRECT by preadv and pwrite on as many threads as there may be requests; no checksum, no record
     RawRing         the same by io_uring from one thread, without a library: a request each, at most DEPTH at once
     LmdbValues      the bytes are values in LMDB. sync=False and a sync each second, the fastest durable way of many
@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ import lmdb
 
 from kvtier import _native
 from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_UNIT
+from kvtier.codec import RAW, Codec
 from kvtier.demotion import WRITING_BYTES_MAX
 from kvtier.staging import READING_BYTES_MAX
 from kvtier.tiers.master_key import MasterKey
@@ -59,9 +61,18 @@ class DrivenTier:
     """Cells of space: one is filled, and the other, if there are two, is forgotten meanwhile."""
 
     def __init__(
-        self, folder: Path, arena: _native.Arena, cell_bytes: int, cells: int = 2, io: str = "auto", encrypted: bool = False
+        self,
+        folder: Path,
+        arena: _native.Arena,
+        cell_bytes: int,
+        cells: int = 2,
+        io: str = "auto",
+        encrypted: bool = False,
+        codec: Codec = RAW,
+        stored: int = 0,
     ) -> None:
-        self._folder, self._cell_bytes, self._cells = folder, cell_bytes, cells
+        """`stored`: bytes of a place, where a codec makes frames."""
+        self._folder, self._cell_bytes, self._cells, self._codec, self._stored = folder, cell_bytes, cells, codec, stored
         master = MasterKey(os.urandom(SECRET_BYTES)) if encrypted else None
         self.tier = NvmeTier([folder], cells * cell_bytes, arena.address, io=io, master=master)
         self._tickets, self._under_way, self._cell = itertools.count(1), 0, 0
@@ -93,7 +104,8 @@ class DrivenTier:
 
     def _starts(self, size: int) -> range:
         """Of the blocks of a cell or of the arena, in units of a place."""
-        return range(0, self._cell_bytes // SLOT_UNIT, size // SLOT_UNIT)
+        units = size // SLOT_UNIT
+        return range(0, self._cell_bytes // size * units, units)
 
     def _forget_other(self) -> Forget:
         """And it is the one to fill next."""
@@ -103,7 +115,8 @@ class DrivenTier:
 
     def _demote(self, place: int, slot: int, size: int) -> Demote:
         ticket = next(self._tickets)
-        return Demote(ticket, ticket.to_bytes(KEY_BYTES, "big"), slot, place, size, 0, 0)
+        key = ticket.to_bytes(KEY_BYTES, "big")
+        return Demote(ticket, key, slot, place, size, 0, 0, codec=self._codec, stored=self._stored)
 
     def write(self, size: int) -> None:
         """A cell, durably."""
@@ -120,7 +133,7 @@ class DrivenTier:
         finished = self._run(orders(), WRITING_BYTES_MAX // size)
         self._run([Flush(next(self._tickets))])
         checksums = {done.ticket: done.checksum for done in finished}
-        self._blocks = [Promote(0, o.key, o.slot, o.place, size, checksums[o.ticket]) for o in made]
+        self._blocks = [Promote(0, o.key, o.slot, o.place, size, checksums[o.ticket], stored=self._stored) for o in made]
 
     def read(self, size: int) -> None:
         """What was written last, in random order, to other slots."""
@@ -128,7 +141,7 @@ class DrivenTier:
         self._run(map(self._promote, shuffled(self._blocks), slots), READING_BYTES_MAX // size)
 
     def _promote(self, block: Promote, slot: int) -> Promote:
-        return Promote(next(self._tickets), block.key, slot, block.place, block.size, block.checksum)
+        return replace(block, ticket=next(self._tickets), slot=slot)
 
     def timed_reads(self, size: int, reads: int, blocks_per_s: float) -> tuple[list[float], float]:
         """As the function of this name, of what was written last. Written is to the other cell, until that is full."""
@@ -168,12 +181,12 @@ class Raw:
         self._fd, self._memory = fd, memory
 
     def write(self, size: int) -> None:
-        starts = range(0, len(self._memory), size)
+        starts = range(0, len(self._memory) // size * size, size)
         self._move(list(zip(starts, shuffled(starts))), size, True)
         os.fdatasync(self._fd)
 
     def read(self, size: int) -> None:
-        starts = range(0, len(self._memory), size)
+        starts = range(0, len(self._memory) // size * size, size)
         self._move(list(zip(shuffled(starts), shuffled(starts))), size, False)
 
     def _move(self, jobs: Sequence[Job], size: int, writing: bool) -> None:

@@ -45,6 +45,7 @@ class Model:
 
 
 LLAMA_8B = Model(Prefill(8e-3, 25.7e-6, 0.589e-9, 8192), 128 * 1024)
+LLAMA_8B_A100 = Model(Prefill(12e-3, 74.6e-6, 1.680e-9, 2048), 128 * 1024)
 LLAMA_70B = Model(Prefill(16e-3, 69.2e-6, 0.828e-9, 8192), 320 * 1024)
 
 
@@ -62,6 +63,7 @@ class Scenario:
     engines: int = 1
     unseen: bool = False  # each engine is a node of its own: no kvtierd sees what the others ask of the tier
     model: Model = LLAMA_8B
+    requests_as: str = ""  # the scenario whose requests these are, where they are another's
 
     @property
     def is_steady(self) -> bool:
@@ -128,7 +130,7 @@ class Phases:
 
 def requests_of(scenario: Scenario, seed: int, n: int) -> tuple[list[Request], Phases, float]:
     """The requests, the tier's phases, and the true arrivals per second of one engine."""
-    numbers = random.Random(f"{scenario.name} {seed}")
+    numbers = random.Random(f"{scenario.requests_as or scenario.name} {seed}")
 
     def prefix() -> int:
         return int(min(max(numbers.lognormvariate(math.log(MEDIAN), SIGMA), SHORTEST), LONGEST))
@@ -238,7 +240,7 @@ class Node:
         self._looking = False
         self._order = count()
         self._events: list[tuple[float, int, Callable[..., None], Any]] = []
-        self.tier_busy_s = 0.0
+        self.tier_busy_s = self.prefill_s = self.loaded_prefill_s = 0.0
 
     def run(self) -> list[float]:
         """TTFT of every request, in seconds."""
@@ -384,6 +386,8 @@ class Node:
             self._expect(request, -1)
             engine.current, request.begun = request, now
             took = self.scenario.model.prefill.seconds(request.taken, request.prompt) * request.noise
+            self.prefill_s += took
+            self.loaded_prefill_s += self.scenario.model.prefill.seconds(0, request.prompt) * request.noise - took
             self._at(now + took, self._end, request)
 
     def _end(self, now: float, request: Request) -> None:

@@ -23,6 +23,9 @@ The nouns. No others exist without standing here:
     Remote      a store on other machines, that nodes share: blocks are found there by their keys, and others write there
     Question    which of these keys are in a Remote; a lookup may be put aside until the answer comes
     Source      a tier that blocks are read from for a lookup that waits
+    Codec       how a block may be made smaller below RAM: none, two without loss, and three with it, which only an engine
+                may wish; its namespace says so then. Coding chooses one, by what it spares and by how fast it is
+    Frame       a block as a codec made it: its bodies, what proves them, and what it needs to be a block again
     Envelope    the header of a value in a Remote, which proves whose bytes they are
     Seal        what opens a block that lies encrypted on a drive, and proves it: its data key's number, nonce and tag
     Vault       the data keys of the drives, one a tenant, each wrapped by the Master key, which encryption.key_file has
@@ -65,15 +68,15 @@ The verbs: *save* and *load* (engine to arena, arena to engine); *demote* and *p
 loads, to see what others gain; *evict* drops a placement; *lend*, *commit* and *give back* slots; *close* a slab that
 another size needs; *reclaim* an extent; *lookup* and *release* leases; *announce* a return, *fetch ahead* of it; *park* a
 session: let it leave RAM; *forget* it: remove it from every tier, *wipe* its slots and *erase* its places; *export* it and
-*import* it elsewhere: a parcel; *seal* and *open* what lies encrypted, *shred* a tenant's data keys; *drain* a node: write
-below what is worth keeping, before it goes away.
+*import* it elsewhere: a parcel; *encode* a block into a frame and *decode* it; *seal* and *open* what lies encrypted,
+*shred* a tenant's data keys; *drain* a node: write below what is worth keeping, before it goes away.
 
 Layers; a file imports only from lower ones. What decides, layers 0 to 7, is pure: no clock, no randomness, no I/O.
 
-    0  errors block usage tenants
+    0  errors block usage tenants codec
     1  index arena policy stats protocol config transfer admission estimators guard ghosts hints returns known namespaces
-    1  charging residue handover
-    2  ram extents cost lineage ranking own_queues remote_room metrics
+    1  charging residue handover open_extents rows
+    2  ram extents cost lineage ranking own_queues remote_room metrics coding
     3  demotion staging mirror decision session s3fifo arc
     4  lower deciding categories expecting pins moving away lookup rankings hearing
     5  seeking forgetting listing standing following draining

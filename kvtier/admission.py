@@ -59,6 +59,11 @@ class Budget:
         self.left -= size
         self.spent += size
 
+    def give_back(self, size: int) -> None:
+        """So many bytes that were spent were not written."""
+        self.left = min(self._brim, self.left + size)
+        self.spent -= size
+
     def snapshot(self, now: float) -> dict[str, object]:
         """As JSON values, for observers. `days_of_life`: how long the drives last if it goes on like this, by the usual
         rating of so many drive writes a day for five years; None while nothing was written, and where nothing wears out."""

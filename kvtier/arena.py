@@ -34,6 +34,7 @@ class Slots:
         assert capacity >= SLAB_ALIGN and capacity % SLAB_ALIGN == 0, capacity
         self.capacity = capacity
         self.slab_bytes = slab_bytes_for(capacity)
+        self.slab_units = self.slab_bytes // SLOT_UNIT
         self.slabs = capacity // self.slab_bytes
         self.size_of_slab = np.zeros(self.slabs, dtype=np.int64)  # 0: not assigned
         self.taken_in_slab = np.zeros(self.slabs, dtype=np.int64)
@@ -48,10 +49,6 @@ class Slots:
     def units(self) -> int:
         """Slot numbers are below this."""
         return self.capacity // SLOT_UNIT
-
-    @property
-    def slab_units(self) -> int:
-        return self.slab_bytes // SLOT_UNIT
 
     def slab_of(self, slot: int) -> int:
         return slot // self.slab_units

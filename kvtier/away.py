@@ -25,6 +25,7 @@ import numpy as np
 
 from kvtier.admission import Budget
 from kvtier.block import BlockKey, pack_keys
+from kvtier.coding import Coding
 from kvtier.demotion import Demotions
 from kvtier.estimators import Link
 from kvtier.known import Known, Look
@@ -84,6 +85,7 @@ class Away:
         budget: Budget,
         stats: Stats,
         link: Link,
+        coding: Coding | None = None,
     ) -> None:
         """`epochs`: the present epoch of each namespace, by its number; its owner changes it."""
         self.known, self.link, self.staging = known, link, staging
@@ -93,7 +95,8 @@ class Away:
         self.on_arrival: Callable[[int], None] = lambda slot: None  # whoever else writes what comes into this slot
         self.is_off_disk: Callable[[BlockKey], bool] = lambda key: False  # its session wants it so; whoever knows says so
         self._room = RemoteRoom(known, self.shares)
-        self.demotions = Demotions(ram, self._room, budget, epochs, stats, is_remote=True)
+        self.demotions = Demotions(ram, self._room, budget, epochs, stats, is_remote=True, coding=coding)
+        self.coding = self.demotions.coding
         self.demotions.is_erasing = self.is_erasing
         staging.attach(RemoteSource(self))
         self._ram, self._epochs, self._stats = ram, epochs, stats
@@ -209,7 +212,7 @@ class Away:
         elif isinstance(order, Promote):
             self._promoted(order, done, now)
         elif isinstance(order, Demote):
-            if done.fault:
+            if done.fault not in ("", "larger"):
                 self._doubt(order.key)
             self.demotions.finished(order, done)
             for left in self.demotions.left_behind:
@@ -235,8 +238,9 @@ class Away:
         self.answered.append(seek.ticket)
 
     def _promoted(self, order: Promote, done: Finished, now: float) -> None:
+        self.coding.read(order, done)
         if not done.fault:
-            self.known.there(order.key, order.size, now)
+            self.known.there(order.key, done.stored or order.place_bytes, now)
         elif done.fault in ("gone", "corrupt"):
             self.known.missing(order.key, now)
         slot = self.staging.finished(order, done, now)
@@ -315,6 +319,7 @@ class Away:
             "ask_ms": round(self.ask_s * 1e3, 3),
             "hit_share": round(self.hit_share, 3),
             "is_away": self.is_away,
+            "coding": self.coding.snapshot(),
             **self.demotions.budget.snapshot(now),
         }
 

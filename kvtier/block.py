@@ -14,16 +14,18 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 BlockKey = bytes
+Number = TypeVar("Number", int, np.ndarray)
 
 KEY_BYTES = 16
 NO_KEY = bytes(KEY_BYTES)  # in place of the block before one: there is none
 SECRET_BYTES = 32
 SLOT_UNIT = 64 * 1024  # bytes; slots begin at multiples of this and are named by offset / SLOT_UNIT
+PLACE_GRAIN = 4096  # bytes; a place with a frame is so many times as large as this, and at least SLOT_UNIT
 SLOT_TYPE = np.dtype("<u4")  # how slot numbers travel; 64 KiB units reach 256 TiB
 ABSENT = 0xFFFFFFFF  # in an answer: this key is nowhere
 BELOW = 0xFFFFFFFE  # in an answer: it is not offered, but it is here, or a lower tier has it; it needn't be saved
@@ -88,6 +90,17 @@ def unpack_slots(packed: bytes) -> np.ndarray:
 def leading(good: np.ndarray) -> int:
     """How many are good, from the first on. `good`: bool, one a block in prefix order."""
     return len(good) if good.all() else int(good.argmin())
+
+
+def place_at(position: Number, stored: Number) -> Number:
+    """The number, from its extent's begin, of the place at this position among places of `stored` bytes. What lies there
+    begins at byte position * stored: for frames somewhere within the unit that the number names. Of arrays: of int64."""
+    return position * stored // SLOT_UNIT
+
+
+def position_of(place: Number, stored: Number) -> Number:
+    """The inverse, for no place is smaller than a unit."""
+    return -(-place * SLOT_UNIT // stored)
 
 
 def slot_bytes_for(block_bytes: int) -> int:

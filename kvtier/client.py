@@ -166,7 +166,7 @@ class Client:
             self._welcomed(message, now)
         elif isinstance(message, protocol.Error):
             self._drop(now, message.message)
-            if message.code == "bad_version":
+            if message.code in ("bad_version", "bad_codec"):  # nothing that time heals
                 self._retry_at = now + 10 * RETRY_MAX_S
         else:
             self._heard(message, now)

@@ -80,6 +80,10 @@ DAEMON = (
     Option("nvme.capacity", 64 * GIB, "bytes", "The NVMe tier, in equal parts on all drives. Taken whole at start, so that "
            "a full disk shows then.", 32 * MIB, 256 * TIB),
     Option("nvme.io", "auto", "text", "io_uring, threads, or auto: threads where io_uring is refused."),
+    Option("nvme.codec", "auto", "text", "How blocks are made smaller on the drives, without loss. auto: by what makes "
+           "them smallest and reads and writes of many no slower, which is measured all the time; a load of a single one "
+           "waits for its decoding. exp12, expz: by that one wherever it makes them smaller. none: not at all. Whatever is "
+           "set, an engine may ask for less precision for its own blocks: `codec` in its kv_connector_extra_config."),
     Option("nvme.endurance_dwpd", 1.0, "drive writes a day", "How much of the drives' size kvtier may write in a day: "
            "what their maker rates them for, or less. Over it, blocks are not written.", 0, 1000),
     Option("nvme.stage_deadline_ms", 30_000, "ms", "A lookup waits this long for blocks from the drives; then the request "
@@ -103,6 +107,8 @@ DAEMON = (
     Option("remote.ca_file", "", "path", "TLS: whose certificates are trusted. Empty: those that the system trusts."),
     Option("remote.cert_file", "", "path", "TLS: the certificate that we show, where we are asked for one."),
     Option("remote.key_file", "", "path", "TLS: its key, where that isn't in remote.cert_file."),
+    Option("remote.codec", "auto", "text", "How blocks are made smaller in the remote, likewise. What other nodes wrote is "
+           "read however they made it."),
     Option("remote.write_rate", 64 * MIB, "bytes", "How much may be written to the remote in a second, on the mean of some "
            "seconds; more waits, and may leave RAM unwritten.", 64 * KIB, TIB),
     Option("remote.deadline_ms", 2000, "ms", "A call that moves a block may take this long, and longer for one of many "
@@ -161,6 +167,8 @@ CONNECTOR = (
            "many pieces a call or one. kernel: by a few of its processors, for tiny pieces."),
     Option("copy.decode_budget", 16 * GIB, "bytes", "How much saves may move in a second while requests decode on the GPU, "
            "so that decoding isn't slowed down. 0: no limit."),
+    Option("codec", "", "text", "Blocks of this engine may lose precision below RAM: int8, fp8 or int4, which halve them "
+           "and more. They are found by engines with the same setting alone. Empty: every block comes back as it was."),
     Option("weights_id", "", "text", "Names the weights. Empty: derived from the model's files; needed to share blocks "
            "between machines that hold the same weights under other paths."),
 )  # fmt: skip

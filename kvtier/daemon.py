@@ -30,7 +30,7 @@ from kvtier.metrics_server import MetricsServer, Process, address_of
 from kvtier.mover import Mover, Orders
 from kvtier.peer.listening import listening
 from kvtier.server import Server
-from kvtier.settings import load
+from kvtier.settings import drive_folders, load
 from kvtier.tiers.base import Tier
 from kvtier.tiers.remote import shown
 from kvtier.tiers.remote.remote import RemoteTier
@@ -149,6 +149,7 @@ class Daemon:
     def _open(self) -> Server:
         """All that there is, and nothing is served yet. What is wrong in the settings shows before anything is taken."""
         settings = self.settings
+        opening.require_codecs(settings)
         root, remote = opening.shared_root(settings), opening.remote_store(settings)
         access, self._admin_access = (Access(settings.text(name), name) for name in ("server.group", "admin.group"))
         self._listening, self._metrics_at = listening(settings), address_of(settings, self.path)
@@ -158,7 +159,7 @@ class Daemon:
         self._beat = Beat(self._tick, self._waits, lambda: min(store.retention.due_at, self._pulse.due_at))
         opening.limit_tenants(settings, store)
         self._wiper = Wiper(store, arena, self._after_event)
-        paths = [Path(path.strip()) for path in settings.text("nvme.paths").split(",") if path.strip()]
+        paths = drive_folders(settings)
         experience = self._experience = Experience(settings, paths)
         store.decisions.mode = settings.text("cost.mode")
         store.decisions.guard = Guard(settings.number("cost.holdout"))

@@ -121,7 +121,7 @@ class Decisions:
         """The deepest tier whose blocks the request is offered; empty: none. `refusal`: why it may have none at all."""
         mine = self._engines[asker[0]]
         decision = Decision(asker[0], ask, self.mode, now, matched.tokens, block_tokens=matched.block_tokens)
-        decision.user = mine.user
+        decision.user, decision.frames = mine.user, matched.frames
         backlog_s = self._backlog_s(mine, ask)
         decision.backlog_until = now + backlog_s
         self._remember(decision)

@@ -51,6 +51,10 @@ class Matched:
     block_tokens: float
     missing: BlockKey | None  # the first that is nowhere
     is_remote_away: bool = False  # a remote may have it, and does not answer
+    # Where frames lie: bytes of these blocks below; 0: as many as they have in RAM
+    drive_bytes: int = 0
+    all_drive_bytes: int = 0
+    away_bytes: int = 0
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -61,19 +65,28 @@ class Matched:
         tokens = {tier: round(blocks * self.block_tokens) for tier, blocks in below.items()}
         return {"cpu": round(self.all_blocks * self.block_tokens) - sum(tokens.values()), **tokens}
 
+    @property
+    def frames(self) -> dict[str, list[int]]:
+        """By tier, where some lie: bytes of the blocks that are taken from there, and bytes that lie there of them."""
+        drives = "nvme", self.all_drive_blocks * self.block_bytes, self.all_drive_bytes
+        remote = "remote", self.away_blocks * self.block_bytes, self.away_bytes
+        return {tier: [size, stored] for tier, size, stored in (drives, remote) if 0 < stored < size}
+
     def candidates(self, engine: Link, below: Mapping[str, Link], now: float) -> list[Candidate]:
         """The tier boundaries: nothing, what is in RAM, what RAM and the drives have, all; but those that add nothing.
         `engine`: its link, from RAM; `below`: those to RAM, by tier."""
         found = [Candidate(0, 0.0, "")]
+        from_drives = "nvme", self.all_drive_bytes or self.all_drive_blocks * self.block_bytes
+        from_remote = "remote", self.away_bytes or self.away_blocks * self.block_bytes
         for tier, blocks, ways in (
             ("cpu", self.cpu_blocks, ()),
-            ("nvme", self.lower_blocks, (("nvme", self.drive_blocks),)),
-            ("remote", self.all_blocks, (("nvme", self.all_drive_blocks), ("remote", self.away_blocks))),
+            ("nvme", self.lower_blocks, (("nvme", self.drive_bytes or self.drive_blocks * self.block_bytes),)),
+            ("remote", self.all_blocks, (from_drives, from_remote)),
         ):
             tokens = round(blocks * self.block_tokens)
             if tokens > found[-1].tokens:
                 # Nothing is offered that is not in RAM: first the ways from below, side by side, then the engine's.
-                needed = [(way, below[way].seconds(n * self.block_bytes, now=now)) for way, n in ways if n]
+                needed = [(way, below[way].seconds(n, now=now)) for way, n in ways if n]
                 load_s = max((seconds for _, seconds in needed), default=0.0)
                 load_s += engine.seconds(blocks * self.block_bytes)
                 found.append(Candidate(tokens, load_s, tier, tuple(way for way, _ in needed if way != tier)))
@@ -91,6 +104,7 @@ class Decision:
     estimates: Sequence[Estimate] = ()
     links: Mapping[str, int] = field(default_factory=dict)  # what was believed of them
     queued: Mapping[str, int] = field(default_factory=dict)  # bytes that were ahead of it, by tier
+    frames: Mapping[str, list[int]] = field(default_factory=dict)  # as Matched has them
     calibrated: bool = False
     held_out: bool = False
     user: str = ""  # whose engine it is; the engine's name may be another's later
@@ -134,6 +148,7 @@ class Decision:
             "resident_tokens": self.ask.resident_tokens,
             "matched_tokens": sum(self.matched.values()),
             "matched": self.matched,
+            "frames": self.frames,
             "offered_tokens": self.offered_tokens,
             "offered": self.offered,
             "reason": self.reason,

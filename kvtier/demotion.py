@@ -16,6 +16,10 @@ again and what is hurried. Nor does what its session wants to stay on this node.
 
 A conversation that returned: when a request ends, all its blocks are named. If half of them had been used before, the
 others, which are new, are taken to be worth as much.
+
+How it is written, and so how large its place is, coding.py says. Budget, rate and place are taken before anybody knows how
+large its frame becomes. What was taken too much for it is given back when it is known: nothing wears out or fills up by
+bytes that were never written. A block whose frame does not fit its place is written again at once, as it is.
 """
 
 from collections import deque
@@ -26,6 +30,8 @@ import numpy as np
 
 from kvtier.admission import Budget
 from kvtier.block import ABSENT, BlockKey
+from kvtier.codec import RAW, Codec
+from kvtier.coding import Coding
 from kvtier.ram import Ram
 from kvtier.stats import Stats
 from kvtier.transfer import Demote, Finished
@@ -43,8 +49,11 @@ class Room(Protocol):
     def __contains__(self, key: BlockKey) -> bool: ...
     def serves(self, namespace: int) -> bool: ...  # whether blocks of this namespace may be there
     def fits(self, size: int) -> bool: ...
-    def take(self, size: int) -> int | None: ...  # a place; `add` or `give_up` follows. None: there is none now
-    def add(self, place: int, key: BlockKey, namespace: int, checksum: int, origin: bytes = b"") -> None: ...
+    def place_bytes(self, size: int, stored: int) -> int: ...  # of the place that `take` gives now: `stored` or more
+    def take(self, size: int, stored: int = 0) -> int | None: ...  # a place; `add` or `give_up` follows. None: not now
+    def add(
+        self, place: int, key: BlockKey, namespace: int, checksum: int, origin: bytes = b"", written: int = 0
+    ) -> None: ...
     def give_up(self, place: int, origin: bytes = b"") -> None: ...
 
 
@@ -58,10 +67,12 @@ class Demotions:
         stats: Stats,
         *,
         is_remote: bool = False,
+        coding: Coding | None = None,
     ) -> None:
         """`epochs`: the present epoch of each namespace, by its number; its owner changes it. `is_remote`: the room is the
-        remote's. Then what lies there is no reason for blocks behind it to stay in RAM: it may go without a word."""
-        self.budget, self.room = budget, room
+        remote's. Then what lies there is no reason for blocks behind it to stay in RAM: it may go without a word. Without
+        `coding` all is written as it is."""
+        self.budget, self.room, self.coding = budget, room, coding or Coding()
         self._ram, self._epochs, self._stats = ram, epochs, stats
         self._is_remote = is_remote
         self._first: deque[BlockKey] = deque()
@@ -73,6 +84,7 @@ class Demotions:
         self._awaited: dict[int, set[BlockKey]] = {}  # flush -> candidates that it waits for
         self.watched: set[BlockKey] = set()  # of what was put in, what was neither written nor refused yet
         self._unwanted: set[BlockKey] = set()  # of what is written, by wish
+        self._larger: set[BlockKey] = set()  # of what is to be written as it is: its frame did not fit
         self.refused: list[Demote] = []  # by the remote; whoever owns this says when they are tried again
         self.left_behind: list[Demote] = []  # of blocks that were written though nobody wants them
         self.is_over: Callable[[int], bool] = lambda slot: False  # whoever knows of sessions says so
@@ -159,7 +171,8 @@ class Demotions:
             size = self._ram.slots.size_of(slot)
             if self._bytes and self._bytes + size > self._bytes_max:
                 return None
-            refusal = self._refusal(slot, size, now)
+            codec, stored = self._way(key, slot, size)
+            refusal = self._refusal(slot, size, stored, now)
             if refusal:
                 candidates.popleft()
                 self._count(refusal)
@@ -167,19 +180,27 @@ class Demotions:
                 if refusal == "refused_erasing":
                     self._used_again[slot] = False  # to be written when it is used once more
                 continue
-            if self.budget.is_short(size, now):
+            if self.budget.is_short(stored, now):
                 return None
-            place = self.room.take(size)
+            place = self.room.take(size, stored)
             if place is None:
                 return None
             candidates.popleft()
-            self._ram.tenants.written(slot, size, now)
-            return self._begin(ticket, key, slot, place, size)
+            self._ram.tenants.written(slot, stored, now)
+            return self._begin(ticket, key, slot, place, size, codec, stored)
         return None
 
-    def _refusal(self, slot: int, size: int, now: float) -> str:
-        refusal = self.bar(slot, size) or self.budget.refusal(size, bool(self._used_again[slot]), now)
-        return refusal or ("" if self._ram.tenants.may_write(slot, size, now) else "refused_tenant_rate")
+    def _way(self, key: BlockKey, slot: int, size: int) -> tuple[Codec, int]:
+        """How it is written, and the bytes of its place: as it is, where there is none for a frame."""
+        if key in self._larger:
+            return RAW, size
+        codec, wished = self.coding.choose(self._ram.index.namespace(slot), size)
+        stored = self.room.place_bytes(size, wished)
+        return (RAW, size) if wished < size <= stored else (codec, stored)
+
+    def _refusal(self, slot: int, size: int, stored: int, now: float) -> str:
+        refusal = self.bar(slot, size) or self.budget.refusal(stored, bool(self._used_again[slot]), now)
+        return refusal or ("" if self._ram.tenants.may_write(slot, stored, now) else "refused_tenant_rate")
 
     def bar(self, slot: int, size: int) -> str:
         """Why this block is never written, as the end of a counter's name; empty when it may be."""
@@ -195,13 +216,16 @@ class Demotions:
             return "refused_max_tier"
         return "refused_ended" if self.is_over(slot) else ""
 
-    def _begin(self, ticket: int, key: BlockKey, slot: int, place: int, size: int) -> Demote:
-        namespace = self._ram.index.namespace(slot)
-        demote = Demote(ticket, key, slot, place, size, namespace, self._epochs[namespace], self._origin(slot))
+    def _begin(self, ticket: int, key: BlockKey, slot: int, place: int, size: int, codec: Codec, stored: int) -> Demote:
+        namespace, stored = self._ram.index.namespace(slot), 0 if codec == RAW else stored
+        epoch, origin = self._epochs[namespace], self._origin(slot)
+        demote = Demote(ticket, key, slot, place, size, namespace, epoch, origin, codec, stored)
         self._ram.pin(np.array([slot]))
         self._writing[key] = demote
         self._bytes += size
-        self.budget.spend(size)
+        self.budget.spend(demote.place_bytes)
+        if key not in self._larger:
+            self.coding.begun(namespace, size, codec)
         return demote
 
     def _origin(self, slot: int) -> bytes:
@@ -212,12 +236,18 @@ class Demotions:
         """It is on the drives; or it isn't, and is tried again later, or is wanted no more."""
         del self._writing[demote.key]
         self._bytes -= demote.size
+        self.coding.wrote(demote, done)
+        written = self._written(demote, done)
         self._ram.unpin(np.array([demote.slot]))
         if demote.key in self._unwanted:
             self._unwanted.discard(demote.key)
             self.room.give_up(demote.place, demote.origin)
             self.left_behind.append(demote)
             self._handled(demote.key)
+        elif done.fault == "larger":
+            self.room.give_up(demote.place)  # none of its bytes are there
+            self._count("larger_frames")
+            self._write_as_it_is(demote.key)
         elif done.fault:
             self.room.give_up(demote.place, demote.origin)
             self._count("failed_demotions")
@@ -229,13 +259,32 @@ class Demotions:
             self.room.give_up(demote.place, demote.origin)
             self.retry(demote)
         else:
-            self.room.add(demote.place, demote.key, demote.namespace, done.checksum, demote.origin)
+            self.room.add(demote.place, demote.key, demote.namespace, done.checksum, demote.origin, written)
             slot = int(self._ram.index.find(demote.key)[0])
             if slot != ABSENT and not self._is_remote:
                 self._ram.note_below(slot, True)
             self._count("demoted_blocks")
-            self._count("demoted_bytes", demote.size)
+            self._count("demoted_bytes", written)
+            self._count("spared_write_bytes", demote.size - written)
             self._handled(demote.key)
+
+    def _written(self, demote: Demote, done: Finished) -> int:
+        """How many bytes were. What else was taken from the budget and from its tenant's rate for them goes back there."""
+        if done.fault == "larger":
+            written = 0
+        elif self._is_remote and not done.fault:
+            written = min(done.stored or demote.size, demote.size)
+        else:
+            return demote.place_bytes  # all of a place; of a write that failed nobody knows how much
+        if spared := demote.place_bytes - written:
+            self.budget.give_back(spared)
+            self._ram.tenants.unwritten(demote.slot, spared)
+        return written
+
+    def _write_as_it_is(self, key: BlockKey) -> None:
+        """Before all others, if it is here still: no frame is made of it this time."""
+        self._larger.add(key)
+        self._again.appendleft(key)
 
     def _count(self, counter: str, n: int = 1) -> None:
         self._stats.add(f"remote_{counter}" if self._is_remote else counter, n)
@@ -284,6 +333,7 @@ class Demotions:
     def _handled(self, key: BlockKey) -> None:
         """It was written, refused or has gone. If it stood among both kinds, the write that is under way decides."""
         if key not in self._writing:
+            self._larger.discard(key)
             self.watched.discard(key)
             for keys in self._awaited.values():
                 keys.discard(key)

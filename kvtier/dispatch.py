@@ -7,6 +7,7 @@ import numpy as np
 
 from kvtier import protocol
 from kvtier.block import KEY_BYTES, unpack_slots
+from kvtier.codec import RAW, Codec, read_codec
 from kvtier.decision import Ask
 from kvtier.errors import FrameError, ProtocolError
 from kvtier.hints import RETURN_S_MAX, SESSION_MAX, TOOL_MAX, TTL_S_MAX, is_name
@@ -28,10 +29,30 @@ def join(store: BlockStore, hello: protocol.Hello, user: str, now: float) -> tup
     of that, and how many slots it may hold. ProtocolError where it may not."""
     if len(hello.namespace) != 32 or not hello.block_bytes or not hello.block_tokens:
         raise ProtocolError("bad_frame", "a scheduler's Hello names its namespace and block size")
-    lend = min(hello.lend, protocol.KEYS_MAX)  # they go out in one Lend
+    lend, wish = min(hello.lend, protocol.KEYS_MAX), _wish(hello.codec)  # they go out in one Lend
     namespace, of = namespace_of(user, hello.namespace), (hello.block_bytes, hello.block_tokens)
+    known = store.namespaces.get(namespace)
+    if known is not None and known.wish not in (None, wish):
+        raise ProtocolError("bad_codec", f"other engines of this namespace have said codec {known.wish}, not {wish}")
     epoch, lend = store.join(hello.engine, namespace, *of, lend, now, is_chain=bool(hello.is_chain), user=user)
+    known = store.namespaces[namespace]
+    if known.wish is None:
+        known.wish = wish
+        for tier in (store.lower, store.away):
+            if tier is not None and tier.coding is not None and wish != RAW:
+                tier.coding.wish(known.number, wish)
     return namespace, epoch, lend
+
+
+def _wish(codec: str) -> Codec:
+    """Lossy, or RAW: none. Lossless ones nobody need wish for."""
+    try:
+        wish = read_codec(codec) if codec else RAW
+    except ValueError as error:
+        raise ProtocolError("bad_codec", str(error)) from None
+    if codec and not wish.is_lossy:
+        raise ProtocolError("bad_codec", f"codec {codec!r} loses nothing: it is kvtierd's to choose, see nvme.codec")
+    return wish
 
 
 def carry_out(store: BlockStore, engine: str, namespace: bytes, message: FromScheduler, now: float) -> bytes:

@@ -15,6 +15,7 @@ CODES = {
     "bad_version": "another protocol version",
     "engine_leaving": "former processes of this engine are not gone yet; come back in a moment",
     "bad_slot": "a slot that is not lent to this engine",
+    "bad_codec": "a codec that can't be wished for",
     "too_large": "a block larger than the arena can hold",
     "too_many": "a limit on clients, leases or keys is reached",
     "not_allowed": "this user may not connect",

@@ -25,6 +25,7 @@ LINK_PRIOR = 5  # samples
 SAMPLE_S = 0.002  # a busy link is measured over at least so long: completions come in bursts
 SAMPLE_KEPT = 0.6  # of the weight of what was before, by one more sample: nine tell of any change
 SLOWDOWN_MAX = 100.0  # times as long as expected that one sample may count for
+DELIVERED_FACTOR = 1.25  # times what came in the last samples' time, latencies too, a link is believed to carry
 FADE_S = 5.0  # half-life of a slow phase that nobody sees the end of, for nobody loads any more
 STALL_FACTOR, STALL_MIN_S = 4.0, 0.25  # a stall: so many times what 99 % take, and at least so long
 RIDGE = 3e-4  # share of all evidence: where nothing was learnt, the proportions of the prior hold
@@ -244,6 +245,14 @@ class Link:
     @property
     def bytes_per_s(self) -> float:
         return 1 / max(self._shape.coefficients[1] * self._scale(None), 1 / BYTES_PER_S_MAX)
+
+    @property
+    def delivered_per_s(self) -> float:
+        """`bytes_per_s`, as far as the last samples bear it out: where all loads are of one length nobody can tell what of
+        their time is latency, and a bandwidth is believed that there never was."""
+        if not self._took:
+            return self.bytes_per_s
+        return min(self.bytes_per_s, DELIVERED_FACTOR * self._took_bytes / self._took)
 
     def to_counts(self) -> dict[str, int]:
         """For the calibration file: as it usually is, not as it is in this moment's phase."""

@@ -1,17 +1,21 @@
 """Which block lies where on the drives. Pure: it knows numbers, no files.
 
 The space is cut into extents of equal size that lie on the drives in turn. An extent is filled once, place after place,
-with blocks of one size; it is reclaimed whole, all its blocks forgotten at once. So nothing is moved to make room, a
-drive sees long runs of writes, and what one conversation wrote in one go lies together.
+with blocks of one size in places of one size; it is reclaimed whole, all its blocks forgotten at once. So nothing is
+moved to make room, a drive sees long runs of writes, and what one conversation wrote in one go lies together.
 
-    drive 0  | extent 0 | extent 2 | extent 4 |      place = offset / SLOT_UNIT, extent after extent
+    drive 0  | extent 0 | extent 2 | extent 4 |      place = offset // SLOT_UNIT, extent after extent
     drive 1  | extent 1 | extent 3 | extent 5 |      extent = place // extent_units
-                                                     position = place % extent_units // units of one block
+                                                     position = position_of(place % extent_units, bytes of one place)
 
     free --take--> open --the last place is taken--> full --reclaim--> leaving --freed--> free
 
 Which extent is reclaimed: one without a block; else the one whose blocks were used the longest ago on the mean. A mean
 is enough, and needs no stamp a block: a use draws the mean of its extent towards now by one block's share.
+
+A place that is smaller than its block holds a frame (coding.py). How large such places are changes with what is written,
+so an extent of them may stay half full for ever, and goes as if it were full. Which of those that are being filled a
+block goes into, and so how much room its place really has: open_extents.py.
 
 Columns have one row a block and no object: 1,000,000 blocks take some 70 MB, the key table included.
 
@@ -21,12 +25,15 @@ their extent is reclaimed.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from kvtier.block import KEY_BYTES, SLOT_UNIT, BlockKey, unpack_keys
+from kvtier.block import KEY_BYTES, SLOT_UNIT, BlockKey, place_at, position_of, unpack_keys
 from kvtier.index import DictTable, Table
+from kvtier.open_extents import OpenExtents
+from kvtier.rows import Rows
 
 EXTENT_BYTES_MIN, EXTENT_BYTES_MAX = 2 * 1024**2, 256 * 1024**2
 EXTENTS_MIN = 16  # a drive: what is reclaimed at once is a small part of it
@@ -45,7 +52,9 @@ def extent_bytes_for(capacity: int, drives: int) -> int:
 @dataclass(slots=True)
 class _Extent:
     size: int = 0  # bytes of a block; 0: free
+    stored: int = 0  # bytes of a place
     rows: int = 0  # its first row in the columns
+    rows_kept: int = 0  # for it: as many as it has places, or more
     taken: int = 0  # places handed out so far
     blocks: int = 0  # live ones
     used: float = 0.0  # when these were used, on the mean; counted in uses
@@ -62,23 +71,27 @@ class Extents:
         self._units = extent_bytes // SLOT_UNIT
         self._extents = [_Extent() for _ in range(extents)]
         self._free = [deque(range(drive, extents, drives)) for drive in range(drives)]
-        self._open: dict[int, deque[int]] = {}  # size of a block -> extents, the next to be taken from first
+        self._open = OpenExtents(extents, drives)
+        self.place_bytes = self._open.place_bytes  # of a block and its frame: of the place that `take` gives now
         self._leaving = 0
         self._table: Table = DictTable() if table is None else table
         self._uses = 0
-        self._spare_rows: dict[int, list[int]] = {}  # number of rows -> first rows
-        self._rows = 0
+        self._rows = Rows()
         self._keys = np.zeros(0, _KEY)
         self._namespace = np.zeros(0, np.int32)
         self._checksum = np.zeros(0, np.uint32)
         self._origin: np.ndarray | None = None  # the tag of a session and of a tenant; None until there is one
-        self.used_bytes = 0  # of live blocks
+        self.used_bytes = self.block_bytes = 0  # of live blocks: what they take here, and what they take in RAM
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __contains__(self, key: BlockKey) -> bool:
         return key in self._table
+
+    @property
+    def has_frames(self) -> bool:
+        return self.used_bytes < self.block_bytes
 
     # --- what is where ---------------------------------------------------------------------------------------
 
@@ -103,15 +116,24 @@ class Extents:
         in_use = [self._extents[number] for number in numbers.tolist()]
         sizes = np.array([extent.size for extent in in_use], np.intp)[which]
         first = np.array([extent.rows for extent in in_use], np.intp)[which]
-        rows = first + places % self._units // (sizes // SLOT_UNIT)
+        stored = np.array([extent.stored for extent in in_use], np.int64)[which]
+        rows = first + position_of(places.astype(np.int64) % self._units, stored)
         return (sizes == size) & (self._namespace[rows] == namespace)
 
     def holds(self, place: int) -> bool:
-        return self._size_at(place) > 0 and self._namespace[self._row(place)] != _DEAD
+        return self.size(place) > 0 and self._namespace[self._row(place)] != _DEAD
 
     def size(self, place: int) -> int:
         """Bytes of each block of this extent."""
-        return self._size_at(place)
+        return self._extents[place // self._units].size
+
+    def stored(self, place: int) -> int:
+        """Bytes of each place of this extent: fewer than those of its block, where frames lie."""
+        return self._extents[place // self._units].stored
+
+    def stored_at(self, places: np.ndarray) -> np.ndarray:
+        """int64[n]: likewise."""
+        return np.array([self._extents[number].stored for number in (places // self._units).tolist()], np.int64)
 
     def origin(self, place: int) -> bytes:
         """Of what was written here last; empty when nobody knows."""
@@ -121,11 +143,11 @@ class Extents:
     def of_origin(self, session_tag: bytes, tenant_tag: bytes) -> np.ndarray:
         """uint32[n]: the places of this session and this tenant; an empty tag matches all. Blocks that were dropped and
         lie there still are among them: `holds` tells."""
-        matches = self._namespace[: self._rows] != _DEAD
+        matches = self._namespace[: self._rows.end] != _DEAD
         if self._origin is None:
             matches &= not (any(session_tag) or any(tenant_tag))
         else:
-            sessions, tenants = self._origin[: self._rows].T
+            sessions, tenants = self._origin[: self._rows.end].T
             matches |= (sessions | tenants) != 0
             for tags, tag in ((sessions, session_tag), (tenants, tenant_tag)):
                 if tag:
@@ -149,26 +171,27 @@ class Extents:
         """Whether blocks of so many bytes are kept here at all."""
         return size <= self.extent_bytes
 
-    def take(self, size: int) -> int | None:
-        """A place to write a block of `size` bytes to; `add` or `give_up` follows. None: no extent is free now."""
+    def take(self, size: int, stored: int = 0) -> int | None:
+        """A place of `stored` bytes or some more, 0 for as many, to write a block of `size` bytes to; `stored(place)` says
+        how many, `add` or `give_up` follows. None: no extent is free now."""
         if not self.fits(size):
             return None
-        open_ = self._open.setdefault(size, deque())
-        while len(open_) < self._drives and (number := self._next_free(open_)) is not None:
-            self._begin(number, size)
-            open_.appendleft(number)
-        if not open_:
+        kind = size, stored = size, self.place_bytes(size, stored)
+        while self._needs_another(kind) and (number := self._next_free(self._open.get(kind, ()))) is not None:
+            self._begin(number, *kind)
+            self._open.put(kind, number, is_next=True)
+        number = self._open.next(kind)
+        if number is None:
             return None
-        number = open_.popleft()
         extent = self._extents[number]
-        place = number * self._units + extent.taken * (size // SLOT_UNIT)
+        place = number * self._units + place_at(extent.taken, stored)
         extent.taken += 1
         extent.busy += 1
-        if extent.taken < self.extent_bytes // size:
-            open_.append(number)
+        if extent.taken < self.extent_bytes // stored:
+            self._open.put(kind, number)
         return place
 
-    def add(self, place: int, key: BlockKey, namespace: int, checksum: int, origin: bytes = b"") -> None:
+    def add(self, place: int, key: BlockKey, namespace: int, checksum: int, origin: bytes = b"", written: int = 0) -> None:
         """The block is written. `origin`: empty when nobody knows."""
         extent, row = self._extents[place // self._units], self._row(place)
         assert self._namespace[row] == _DEAD and key not in self._table
@@ -181,7 +204,8 @@ class Extents:
         extent.blocks += 1
         extent.used += (self._uses - extent.used) / extent.blocks
         extent.busy -= 1
-        self.used_bytes += extent.size
+        self.used_bytes += extent.stored
+        self.block_bytes += extent.size
 
     def give_up(self, place: int, origin: bytes = b"") -> None:
         """The block was not written, or is not wanted any more. Its place stays empty until its extent is reclaimed;
@@ -195,7 +219,8 @@ class Extents:
         self._table.remove(self._keys[row].tobytes())
         self._namespace[row] = _DEAD
         extent.blocks -= 1
-        self.used_bytes -= extent.size
+        self.used_bytes -= extent.stored
+        self.block_bytes -= extent.size
 
     def drop_namespace(self, namespace: int) -> int:
         """Forget its blocks; returns how many."""
@@ -226,7 +251,7 @@ class Extents:
     def reclaim(self) -> tuple[int, int, list[BlockKey]] | None:
         """Forget an extent: its first place, the end of its places, the keys of its blocks. `freed` follows when the
         tier has forgotten it too. None when there is none that can be reclaimed now."""
-        open_ = {number for numbers in self._open.values() for number in numbers}
+        open_ = {number for (size, stored), numbers in self._open.items() if size == stored for number in numbers}
         idle = [n for n, extent in enumerate(self._extents) if extent.size and not extent.busy and not extent.leaving]
         full = [n for n in idle if n not in open_]
         if not full and len(open_) > self._drives:  # many sizes in a small space: one gives up what it began to fill
@@ -235,8 +260,7 @@ class Extents:
             return None
         number = min(full, key=lambda n: (self._extents[n].blocks > 0, self._extents[n].used))
         extent = self._extents[number]
-        if number in open_:
-            self._open[extent.size].remove(number)
+        self._open.remove((extent.size, extent.stored), number)
         keys = self._clear(extent, self._namespace[self._rows_of(extent)] != _DEAD)
         extent.leaving = True
         self._leaving += 1
@@ -249,7 +273,7 @@ class Extents:
         number = first // self._units
         extent = self._extents[number]
         assert extent.leaving
-        self._spare_rows.setdefault(self.extent_bytes // extent.size, []).append(extent.rows)
+        self._rows.give_back(extent.rows, extent.rows_kept)
         self._extents[number] = _Extent()
         self._free[number % self._drives].append(number)
         self._leaving -= 1
@@ -264,21 +288,25 @@ class Extents:
         namespaces: np.ndarray,
         checksums: np.ndarray,
         origins: np.ndarray | None = None,
+        stored: np.ndarray | None = None,
     ) -> int:
-        """Takes over what a tier recovered: columns, one row a block, oldest first. Returns how many don't fit in: their
-        extent is of another block size than its first block says, or they are twice there."""
+        """Takes over what a tier recovered: columns, one row a block, oldest first; `stored` is 0 where no frame lies.
+        Returns how many don't fit in: their extent is of other sizes than its first block says, or they are twice there."""
         if not len(places):
             return 0
+        stored = sizes if stored is None else np.where(stored > 0, stored, sizes)
         numbers = (places // self._units).astype(np.int64)
         order = np.argsort(places, kind="stable")
         firsts = order[np.unique(numbers[order], return_index=True)[1]]
-        size_of, rows_of = np.zeros(len(self._extents), np.int64), np.zeros(len(self._extents), np.int64)
-        for number, size in zip(numbers[firsts].tolist(), sizes[firsts].tolist()):
+        size_of, stored_of, rows_of = np.zeros((3, len(self._extents)), np.int64)
+        for number, *said in zip(*(column[firsts].tolist() for column in (numbers, sizes, stored))):
             self._free[number % self._drives].remove(number)
-            self._begin(number, size)
-            size_of[number], rows_of[number] = size, self._extents[number].rows
-        positions, rest = np.divmod(places % self._units, np.maximum(1, size_of[numbers] // SLOT_UNIT))
-        fits = (sizes == size_of[numbers]) & (rest == 0) & ((positions + 1) * sizes <= self.extent_bytes)
+            self._begin(number, *said)
+            size_of[number], stored_of[number], rows_of[number] = *said, self._extents[number].rows
+        within = places.astype(np.int64) % self._units
+        positions = position_of(within, stored_of[numbers])
+        fits = (sizes == size_of[numbers]) & (stored == stored_of[numbers])
+        fits &= (place_at(positions, stored) == within) & ((positions + 1) * stored <= self.extent_bytes)
         packed = np.frombuffer(keys, _KEY)
         fits[fits] = self._table.add_many(packed[fits].tobytes(), places[fits].astype(np.uint32))
         numbers, positions = numbers[fits], positions[fits].astype(np.int64)
@@ -289,7 +317,7 @@ class Extents:
         if origins is not None and origins.any():
             self._origins()[rows] = np.ascontiguousarray(origins).view(np.uint64)[fits]
         self._uses = len(numbers)
-        self.used_bytes = int(sizes[fits].sum())
+        self.used_bytes, self.block_bytes = int(stored[fits].sum()), int(sizes[fits].sum())
         self._count_recovered(numbers, positions)
         return len(fits) - len(numbers)
 
@@ -304,8 +332,8 @@ class Extents:
                 continue
             extent.blocks, extent.taken = int(blocks[number]), int(taken[number])
             extent.used = stamps[number] / max(1, extent.blocks)
-            if extent.taken < self.extent_bytes // extent.size:
-                self._open.setdefault(extent.size, deque()).append(number)
+            if extent.taken < self.extent_bytes // extent.stored:
+                self._open.put((extent.size, extent.stored), number)
 
     # --- how -------------------------------------------------------------------------------------------------
 
@@ -316,27 +344,25 @@ class Extents:
         self._table.remove_many(keys.tobytes())
         self._namespace[rows] = _DEAD
         extent.blocks -= len(rows)
-        self.used_bytes -= len(rows) * extent.size
+        self.used_bytes -= len(rows) * extent.stored
+        self.block_bytes -= len(rows) * extent.size
         return keys
-
-    def _size_at(self, place: int) -> int:
-        return self._extents[place // self._units].size
 
     def _row(self, place: int) -> int:
         extent = self._extents[place // self._units]
-        return extent.rows + place % self._units // (extent.size // SLOT_UNIT)
+        return extent.rows + position_of(place % self._units, extent.stored)
 
     def _rows_of(self, extent: _Extent) -> slice:
-        return slice(extent.rows, extent.rows + (self.extent_bytes // extent.size if extent.size else 0))
+        return slice(extent.rows, extent.rows + (self.extent_bytes // extent.stored if extent.size else 0))
 
     def _places_of(self, rows: np.ndarray) -> np.ndarray:
         """uint32[n]; each of these rows is of an extent in use."""
-        in_use = sorted((extent.rows, n, extent.size // SLOT_UNIT) for n, extent in enumerate(self._extents) if extent.size)
+        in_use = sorted((one.rows, n, one.stored) for n, one in enumerate(self._extents) if one.size)
         if not in_use:
             return np.empty(0, np.uint32)
-        firsts, numbers, units = np.array(in_use).T
+        firsts, numbers, stored = np.array(in_use).T
         of = np.searchsorted(firsts, rows, side="right") - 1
-        return (numbers[of] * self._units + (rows - firsts[of]) * units[of]).astype(np.uint32)
+        return (numbers[of] * self._units + place_at(rows - firsts[of], stored[of])).astype(np.uint32)
 
     def _origins(self) -> np.ndarray:
         if self._origin is None:
@@ -349,27 +375,25 @@ class Extents:
         elif self._origin is not None:
             self._origin[row] = 0
 
-    def _next_free(self, open_: deque[int]) -> int | None:
+    def _needs_another(self, kind: tuple[int, int]) -> bool:
+        taken = [self._extents[number].taken for number in self._open.get(kind, ())]
+        return self._open.needs_another(kind, self.extent_bytes // kind[1], taken)
+
+    def _next_free(self, open_: Iterable[int]) -> int | None:
         """Of the drive that has the most free, but first of one on which no open extent lies."""
         taken = {number % self._drives for number in open_}
         drive = max(range(self._drives), key=lambda d: (bool(self._free[d]), d not in taken, len(self._free[d])))
         return self._free[drive].popleft() if self._free[drive] else None
 
-    def _begin(self, number: int, size: int) -> None:
-        n = self.extent_bytes // size
-        spare = self._spare_rows.get(n)
-        first = spare.pop() if spare else self._rows
-        if first == self._rows:
-            self._rows += n
-            self._grow()
-        self._extents[number] = _Extent(size=size, rows=first)
-        self._namespace[first : first + n] = _DEAD
-
-    def _grow(self) -> None:
-        if self._rows > len(self._keys):
-            length = max(1024, self._rows * 5 // 4)
+    def _begin(self, number: int, size: int, stored: int) -> None:
+        n = self.extent_bytes // stored
+        first, kept = self._rows.take(n)
+        self._extents[number] = _Extent(size, stored, first, kept)
+        if self._rows.end > len(self._keys):
+            length = max(1024, self._rows.end * 5 // 4)
             for name in ("_keys", "_namespace", "_checksum", "_origin"):
                 if (column := getattr(self, name)) is not None:
                     grown = np.zeros((length, *column.shape[1:]), column.dtype)
                     grown[: len(column)] = column
                     setattr(self, name, grown)
+        self._namespace[first : first + n] = _DEAD

@@ -38,8 +38,9 @@ def session_tag(name: str) -> bytes:
 
 def origin_of(session: Session) -> bytes:
     """What its blocks carry: zeros where nobody named it, and where it is nobody's."""
-    halves = session_tag(session.name), session.tenant[:TAG_SHOWN]
-    return b"".join(half.ljust(TENANT_TAG_BYTES, b"\0") for half in halves)
+    return session_tag(session.name).ljust(TENANT_TAG_BYTES, b"\0") + session.tenant[:TAG_SHOWN].ljust(
+        TENANT_TAG_BYTES, b"\0"
+    )
 
 
 @dataclass
@@ -213,7 +214,7 @@ class Forgetting:
             if place not in ticket.places and self.lower is not None:
                 ticket.places.add(place)
                 ticket.nvme += 1
-                ticket.nvme_bytes += self.lower.extents.size(place)
+                ticket.nvme_bytes += self.lower.extents.stored(place)
                 if self.lower.extents.holds(place):
                     self._remove_away(ticket, self.lower.extents.key(place), self.lower.extents.namespace(place))
                 self.lower.erase(place)

@@ -31,8 +31,8 @@ QUESTION_MAX = 1024  # keys; transfer.SEEK_KEYS_MAX
 
 
 class Look(NamedTuple):
-    """Sizes of blocks, 0 where one isn't there or isn't known to be; in a chain, of the leading ones that are there. What
-    is to be asked, and whether an answer that is on its way may change the sizes."""
+    """Bytes that lie there of blocks, 0 where one isn't there or isn't known to be; in a chain, of the leading ones that
+    are there. What is to be asked, and whether an answer that is on its way may change the sizes."""
 
     sizes: list[int]
     question: list[BlockKey]
@@ -100,7 +100,7 @@ class Known:
         return {self._asked[key] for key in keys if key in self._asked}
 
     def learn(self, number: int, keys: Sequence[BlockKey], sizes: Sequence[int], is_chain: bool, now: float) -> None:
-        """What came of a question: one size a key, 0 for what isn't there. What was learnt since it was asked is newer."""
+        """What came of a question: its bytes a key, 0 for what isn't there. What was learnt since it was asked is newer."""
         for key, size in zip(keys, sizes, strict=True):
             if self._asked.get(key) != number:
                 continue

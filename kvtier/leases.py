@@ -21,7 +21,7 @@ from kvtier.block import ABSENT, BELOW, Kind
 from kvtier.deciding import Decisions
 from kvtier.decision import Matched
 from kvtier.errors import OrderError, ProtocolError
-from kvtier.lookup import Lookup, Queues, count
+from kvtier.lookup import NONE, NOTHING, Lookup, Lying, Queues, count
 from kvtier.lower import Lower
 from kvtier.ram import Ram
 from kvtier.seeking import Aside, Seeking
@@ -29,10 +29,10 @@ from kvtier.staging import Asker, Staging, Waiting, Wanted
 from kvtier.stats import Stats
 
 LEASES_MAX = 4096  # open leases of one engine
-NONE = np.empty(0, np.intp)  # positions
 STAGED = {"nvme": ("nvme",), "remote": ("nvme", "remote")}  # by the deepest tier that is taken: where blocks are read from
 
 Answer = tuple[str, int, np.ndarray]  # engine, lease, slots
+Found = tuple[np.ndarray, np.ndarray]  # positions, and places on the drives
 
 
 @dataclass
@@ -83,12 +83,12 @@ class Leases:
             self._stats.add("lookups")
             self._stats.add("lookup_keys", len(slots))
             self._stats.add("found_keys", len(here))
-        drives = NONE, NONE
-        away: np.ndarray | None = NONE
+        drives = NOTHING
+        away: Lying | None = NOTHING
         refusal = "" if self._ram.tenants.may_load(one.tenant) else "tenant_loads"
         if len(here) < len(slots):
             drives = self._below(one, slots, is_first)
-            away = NONE if refusal else self._away(one, slots, now, is_first)
+            away = NOTHING if refusal else self._away(one, slots, now, is_first)
         if one.queues is not None:
             self._ram.use(here, one.queues)
         for tier in (self.lower, self.away):
@@ -100,7 +100,8 @@ class Leases:
         lease = _Lease(here, one.kind, one.namespace, one.skip, one.queues, one.tenant)
         if one.ask.request:
             is_away = self.away is not None and self.away.is_away and self.away.shares(one.namespace)
-            matched = one.matched(slots, away, is_away)
+            frames = NOTHING if self.lower is None else self.lower.frames(*drives)
+            matched = one.matched(slots, away, is_away, frames)
             lease.in_ram = matched.cpu_blocks
             deepest = self.decisions.decide(one.asker, one.ask, matched, now, refusal)
             wanted = self._cut(slots, wanted, deepest, matched, one.skip, one.kind)
@@ -115,24 +116,24 @@ class Leases:
         self._stage(one.asker, slots, wanted, now)
         return None
 
-    def _below(self, one: Lookup, slots: np.ndarray, is_first: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _below(self, one: Lookup, slots: np.ndarray, is_first: bool) -> Found:
         """Marks in `slots` what is on the drives. Positions and places of that."""
         if self.lower is None or not len(self.lower.extents) or not len(slots):
-            return NONE, NONE
+            return NOTHING
         positions, places = self.lower.mark(one.keys, slots, (one.namespace, one.kind.slot_bytes))
         self.lower.extents.touch(places)
         if is_first:
             self._stats.add("found_below_keys", len(places))
         return positions, places
 
-    def _away(self, one: Lookup, slots: np.ndarray, now: float, is_first: bool) -> np.ndarray | None:
-        """Positions of what only the remote has, as far as is known. What isn't known is asked. None: it is worth waiting
-        for the answer."""
+    def _away(self, one: Lookup, slots: np.ndarray, now: float, is_first: bool) -> Lying | None:
+        """What only the remote has, as far as is known. What isn't known is asked. None: it is worth waiting for the
+        answer."""
         if self.away is None:
-            return NONE
+            return NOTHING
         absent = np.flatnonzero(slots[one.skip :] == ABSENT) + one.skip
         if not len(absent) or not self.away.serves(one.namespace):
-            return NONE
+            return NOTHING
         keys = one.keys_at(absent)
         look = self.away.look(keys, one.namespace, one.kind.is_chain, now)
         if look.question:
@@ -141,10 +142,12 @@ class Leases:
             unknown = len(keys) - sum(1 for size in look.sizes if size) if look.is_awaited else len(look.question)
             if self._waits_for_answer(one, keys, unknown, now):
                 return None
-        fits = np.array(look.sizes, dtype=np.int64) == one.kind.slot_bytes  # what does not, somebody made up
-        found = absent[: count(fits, one.kind)] if one.kind.is_chain else absent[: len(fits)][fits]
+        stored = np.array(look.sizes, dtype=np.int64)
+        fits = (stored > 0) & (stored <= one.kind.slot_bytes)  # what does not, somebody made up
+        which = slice(count(fits, one.kind)) if one.kind.is_chain else fits
+        found = absent[: len(fits)][which]
         self._stats.add("found_remote_keys", len(found))  # also where the answer was waited for
-        return found
+        return found, stored[which]
 
     def _waits_for_answer(self, one: Lookup, keys: list[bytes], unknown: int, now: float) -> bool:
         assert self.away is not None
@@ -161,24 +164,20 @@ class Leases:
         """Seconds, from its lookup on."""
         assert self.away is not None
         one = aside.lookup
-        tokens, n = round(aside.unknown * one.block_tokens), aside.unknown * one.kind.slot_bytes
+        tokens = round(aside.unknown * one.block_tokens)
+        n = aside.unknown * self.away.coding.expected(one.namespace, one.kind.slot_bytes)
         ask = replace(one.ask, backlog_s=backlog_s)
         return self.decisions.patience_to_ask(one.asker[0], ask, tokens, self.away.ask_s, self.away.hit_share, n)
 
-    def _wanted(
-        self, one: Lookup, slots: np.ndarray, drives: tuple[np.ndarray, np.ndarray], away: np.ndarray
-    ) -> list[Wanted]:
+    def _wanted(self, one: Lookup, slots: np.ndarray, drives: Found, away: Lying) -> list[Wanted]:
         """What is to be staged if all that is here, below and away is taken; in prefix order."""
-        if not len(drives[0]) and not len(away):
+        if not len(drives[0]) and not len(away[0]):
             return []
-        end, wanted = one.end(slots, away), []
+        end, wanted = one.end(slots, away[0]), []
         if self.lower is not None:
             wanted = self.lower.wanted(one.keys, *drives, range(one.skip, end), one.kind.is_chain)
-        if len(away):
-            size, number = one.kind.slot_bytes, one.namespace
-            wanted += [
-                Wanted(at, one.key(at), one.parent(at), 0, size, "remote", number) for at in away.tolist() if at < end
-            ]
+        if len(away[0]):
+            wanted += one.wanted(away, end)
             wanted.sort(key=lambda wish: wish.position)
         return wanted
 

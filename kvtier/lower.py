@@ -16,6 +16,7 @@ import numpy as np
 
 from kvtier.admission import Budget
 from kvtier.block import ABSENT, BELOW, KEY_BYTES, BlockKey, key_at
+from kvtier.coding import Coding
 from kvtier.demotion import Demotions
 from kvtier.estimators import Link
 from kvtier.extents import Extents
@@ -47,7 +48,9 @@ class DriveSource:
         self._extents = extents
 
     def has(self, one: Wanted, now: float) -> bool:
-        return int(self._extents.find(one.key)[0]) == one.place
+        """There, and as large: its extent may have been reclaimed since, and filled with places of another size."""
+        is_there = int(self._extents.find(one.key)[0]) == one.place
+        return is_there and self._extents.stored(one.place) == (one.stored or one.size)
 
     def begin(self, one: Wanted) -> tuple[int, int]:
         self._extents.hold(one.place)
@@ -62,14 +65,23 @@ class DriveSource:
 
 class Lower:
     def __init__(
-        self, ram: Ram, extents: Extents, budget: Budget, epochs: dict[int, int], stats: Stats, link: Link, staging: Staging
+        self,
+        ram: Ram,
+        extents: Extents,
+        budget: Budget,
+        epochs: dict[int, int],
+        stats: Stats,
+        link: Link,
+        staging: Staging,
+        coding: Coding | None = None,
     ) -> None:
         """`epochs`: the present epoch of each namespace, by its number; `remember` changes it."""
         self._ram = ram
         self.extents = extents
         ram.has_below = extents.__contains__
         self.epochs = epochs
-        self.demotions = Demotions(ram, extents, budget, epochs, stats)
+        self.demotions = Demotions(ram, extents, budget, epochs, stats, coding=coding)
+        self.coding = self.demotions.coding
         self.staging, self.link = staging, link
         staging.attach(DriveSource(extents, link))
         self.on_arrival: Callable[[int], None] = lambda slot: None  # whoever else writes what comes into this slot
@@ -136,7 +148,7 @@ class Lower:
             if self.staging.is_reading(place):
                 later.append(place)
             else:
-                yield self._under_way.begin(Erase(self._under_way.ticket(), place, self.extents.size(place)))
+                yield self._under_way.begin(Erase(self._under_way.ticket(), place, self.extents.stored(place)))
         self._to_erase.extend(later)
 
     def finished(self, done: Finished, now: float) -> None:
@@ -153,6 +165,7 @@ class Lower:
                 self.extents.let_go(order.place)
                 self._stats.add("erased_blocks")
         elif isinstance(order, Promote):
+            self.coding.read(order, done)
             slot = self.staging.finished(order, done, now)
             if slot is not None:
                 self.demotions.promoted(slot)
@@ -205,13 +218,21 @@ class Lower:
         slots[positions] = BELOW
         return positions, places
 
+    def frames(self, positions: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of what `mark` found, the positions and the bytes that lie there; nothing, where nowhere is a frame."""
+        if not self.extents.has_frames:
+            return positions[:0], places[:0]
+        return positions, self.extents.stored_at(places)
+
     def wanted(self, keys: bytes, positions: np.ndarray, places: np.ndarray, within: range, is_chain: bool) -> list[Wanted]:
         """What `mark` found, as staging reads it; as far as it is of use."""
-        return [
-            Wanted(at, key_at(keys, at), key_at(keys, at - 1) if is_chain and at else b"", place, self.extents.size(place))
-            for at, place in zip(positions.tolist(), places.tolist())
-            if at in within
-        ]
+        extents, wanted = self.extents, []
+        for at, place in zip(positions.tolist(), places.tolist()):
+            if at in within:
+                parent = key_at(keys, at - 1) if is_chain and at else b""
+                size, stored = extents.size(place), extents.stored(place)
+                wanted.append(Wanted(at, key_at(keys, at), parent, place, size, stored=stored if stored < size else 0))
+        return wanted
 
     def of_origin(self, session_tag: bytes, tenant_tag: bytes) -> list[int]:
         """Places of blocks that such a session, or such a tenant, was the first to save."""
@@ -276,7 +297,7 @@ class Lower:
 
     def _erase_left_behind(self) -> None:
         for demote in self.demotions.left_behind:
-            self._gave_up[demote.key] = demote.place, demote.size
+            self._gave_up[demote.key] = demote.place, demote.place_bytes
             self.erase(demote.place)
         self.demotions.left_behind.clear()
 
@@ -285,11 +306,13 @@ class Lower:
         return {
             "capacity_bytes": self.extents.capacity,
             "used_bytes": self.extents.used_bytes,
+            "block_bytes": self.extents.block_bytes,
             "blocks": len(self.extents),
             "writing_bytes": self.demotions.writing_bytes,
             "reading_bytes": self.staging.reading_bytes("nvme"),
             "candidates": self.demotions.waiting,
             "waiting_lookups": self.staging.waiting_for("nvme"),
+            "coding": self.coding.snapshot(),
             **self.demotions.budget.snapshot(now),
         }
 

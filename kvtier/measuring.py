@@ -24,7 +24,7 @@ import numpy as np
 from kvtier import _native
 from kvtier.calibration import CPU, NVME, SPARE_S, Calibration, Drive, Speed, machine_of
 from kvtier.config import MIB, format_size
-from kvtier.tiers.nvme import IO_DEPTH, IO_THREADS
+from kvtier.tiers.block_io import IO_DEPTH, IO_THREADS
 
 BLOCK_BYTES = MIB
 PAGES = 32  # of a block: one a layer
@@ -186,7 +186,7 @@ def _stream(
             under_way[begin(buffer)] = buffer
             is_over = done + len(under_way) >= count or time.perf_counter() - begun >= seconds
         files.wait(WAIT_S)
-        for ticket, error, _, _ in files.poll():
+        for ticket, error, *_ in files.poll():
             free.append(under_way.pop(ticket))
             done += not error
             failed = failed or error

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kvtier.codec import Codec
 from kvtier.errors import ProtocolError
 
 NAMESPACES_MAX = 4096
@@ -12,6 +13,9 @@ NAMESPACES_MAX = 4096
 class Namespace:
     number: int
     epoch: int = 0
+    # The lossy codec that its engines let its blocks go through below RAM; RAW: none. None: no engine has said Hello here
+    # yet. Until then they are written without loss, which a wish never forbids: it allows to lose, and asks for nothing.
+    wish: Codec | None = None
 
 
 class Namespaces(dict[bytes, Namespace]):

@@ -5,6 +5,7 @@ there now is no error: it is found out when it is asked, and used when it comes.
 """
 
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -12,6 +13,9 @@ from urllib.parse import urlsplit
 
 from kvtier import _native, config, topology
 from kvtier.admission import Budget
+from kvtier.block import PLACE_GRAIN
+from kvtier.codec import LOSSLESS, Codec
+from kvtier.coding import Coding
 from kvtier.config import Config, format_size
 from kvtier.errors import ConfigError, DaemonError, MemoryShortError
 from kvtier.estimators import Link
@@ -19,13 +23,15 @@ from kvtier.extents import Extents
 from kvtier.secret_file import read_password, read_root
 from kvtier.store import BlockStore
 from kvtier.tiers.base import Recovered
+from kvtier.tiers.block_io import ENCODERS, IO_THREADS
+from kvtier.tiers.encoders import why_not
 from kvtier.tiers.gpu import GpuTier, device_named
 from kvtier.tiers.master_key import MasterKey
 from kvtier.tiers.nvme import NvmeTier
-from kvtier.tiers.remote import keeps_values, open_remote, settings_of, shown
+from kvtier.tiers.remote import beside, keeps_values, open_remote, settings_of, shown
 from kvtier.tiers.remote.base import Remote
 from kvtier.tiers.remote.remote import DEADLINES, Deadlines, RemoteTier
-from kvtier.tiers.remote.values import Sealed
+from kvtier.tiers.remote.values import Clear, Sealed
 
 log = logging.getLogger("kvtierd")
 
@@ -101,6 +107,31 @@ def master_key(settings: Config) -> MasterKey | None:
     return MasterKey(read_root(named, "encryption.key_file")) if named else None
 
 
+def require_codecs(settings: Config) -> None:
+    """To be called before anything is taken. DaemonError: a codec is set that this machine lacks; `auto` does without."""
+    for name in ("nvme.codec", "remote.codec"):
+        wanted = settings.text(name)
+        if wanted in LOSSLESS and (reason := why_not(Codec(wanted))):
+            raise DaemonError(f"can't have {name} = {wanted}: {reason}; install what it lacks, or set {name} = auto")
+
+
+def coding_of(
+    settings: Config,
+    tier: str,
+    threads: int,
+    unit: int,
+    link: Link,
+    write_rate: float = math.inf,
+    extent_bytes: int = 0,
+    encoders: int = 0,
+) -> Coding:
+    """How the blocks of one tier are made smaller there, as its setting has it, by what this machine has."""
+    without = {name: reason for name in LOSSLESS if (reason := why_not(Codec(name)))}
+    wanted = settings.text(f"{tier}.codec")
+    of_drives = {"extent_bytes": extent_bytes, "encoders": encoders}
+    return Coding(wanted, threads, unit, link, write_rate=write_rate, without=without, **of_drives)
+
+
 def nvme_tier(
     settings: Config, paths: list[Path], store: BlockStore, arena: _native.Arena, root: bytes, link: Link
 ) -> NvmeTier | None:
@@ -114,10 +145,12 @@ def nvme_tier(
         log.warning("%s", note)
     found, tier.recovered = tier.recovered, Recovered()
     extents = Extents(tier.extents, tier.extent_bytes, tier.drives, key_table(tier.extents * tier.extent_bytes))
-    odd = extents.recover(found.keys, found.places, found.sizes, found.namespaces, found.checksums, found.origins)
+    rows = (found.keys, found.places, found.sizes, found.namespaces, found.checksums, found.origins, found.stored)
+    odd = extents.recover(*rows)
     budget = Budget(settings.number("nvme.endurance_dwpd") * tier.rated_bytes, time.monotonic())
     stage_s = settings.number("nvme.stage_deadline_ms") / 1e3
-    store.attach(extents, budget, stage_s, found.remembered, link)
+    coding = coding_of(settings, "nvme", IO_THREADS, PLACE_GRAIN, link, extent_bytes=tier.extent_bytes, encoders=ENCODERS)
+    store.attach(extents, budget, stage_s, found.remembered, link, coding)
     size = format_size(extents.used_bytes)
     log.info("%s blocks (%s) found on %d drives in %.2f s, by %s", f"{len(extents):,}", size, tier.drives,
              time.monotonic() - begun, tier.io_backend)  # fmt: skip
@@ -157,10 +190,14 @@ def remote_tier(settings: Config, remote: Remote, store: BlockStore, arena: _nat
     """`link`: what is known of its speed."""
     value_s = settings.number("remote.deadline_ms") / 1e3
     deadlines = Deadlines(min(DEADLINES.short_s, value_s / 2), value_s)
-    master = master_key(settings) if keeps_values(settings.text("remote.url")) else None
-    tier = RemoteTier(remote, arena.view(), deadlines=deadlines, values=Sealed(master) if master else None)
-    budget = Budget.of_rate(settings.number("remote.write_rate"), time.monotonic())
-    store.attach_remote(budget, link, settings.number("remote.stage_deadline_ms") / 1e3)
+    keeps, rate = keeps_values(settings.text("remote.url")), settings.number("remote.write_rate")
+    master = master_key(settings) if keeps else None
+    values = Clear(codes=keeps) if master is None else Sealed(master)
+    tier = RemoteTier(remote, arena.view(), deadlines=deadlines, values=values)
+    # A peer takes blocks: it makes them smaller itself, when they leave its RAM.
+    coding = coding_of(settings, "remote", beside.THREADS, 1, link, rate) if keeps else None
+    budget = Budget.of_rate(rate, time.monotonic())
+    store.attach_remote(budget, link, settings.number("remote.stage_deadline_ms") / 1e3, coding)
     log.info("blocks are shared by %s", shown(settings.text("remote.url")))
     return tier
 

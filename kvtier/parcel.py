@@ -2,7 +2,7 @@
 
     begin    magic  version  bytes of the head  crc of the head                              little-endian, 16 bytes
     head     JSON: a witness of the root, what the blocks mean, whose they are
-    blocks   each as it lies in a Remote: its envelope, its bytes; in prefix order
+    blocks   each as it lies in a Remote without a codec: its envelope, its bytes; in prefix order
     end      magic  blocks  bytes of all before  crc of the head and of all envelopes  crc of this      28 bytes
 
 Keys mean nothing beside another root, so its witness stands first. Each envelope vouches for its block, the end for all of
@@ -27,7 +27,7 @@ from kvtier.tenants import TENANT_BYTES
 from kvtier.tiers.remote.envelope import DIGEST_BYTES
 from kvtier.tiers.remote.envelope import MAGIC as BLOCK
 
-MAGIC, END, VERSION = b"kvtP", b"kvtE", 1
+MAGIC, END, VERSION = b"kvtP", b"kvtE", 2
 HEAD_BYTES_MAX = 64 * 1024**2
 SESSIONS_MAX = 1024  # that go by one name
 COMMAS_MAX = 1_000_000  # in a head: far more than so many sessions need, and what they make fits into memory

@@ -258,7 +258,7 @@ class PeerService:
         """For the value that comes, and the first of its body; None: it is here already. Or the call ends."""
         header, body = _chunk(next(messages, b""), context)
         try:
-            found = envelope.unpack(bytes(header))
+            found = envelope.unpack_raw(bytes(header))
         except (Corrupt, OtherVersion) as error:
             _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"the value's header: {error}")
         self._require(self._rights(context), found.digest, context)

@@ -39,7 +39,7 @@ import numpy as np
 from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_TYPE
 from kvtier.errors import FrameError, ProtocolError
 
-VERSION = 5
+VERSION = 6
 FRAME_BYTES_MAX = 1024 * 1024
 RECEIVE_BYTES = 64 * 1024  # of more, malloc maps and unmaps pages at every recv: 23 us instead of 2
 KEYS_MAX = 16384  # keys or slots in one message
@@ -65,6 +65,7 @@ class Hello:
     block_tokens: int
     lend: int  # how many slots the engine would like to hold
     is_chain: int = 1  # 1: a block is of use only together with all before it; 0: it may be without
+    codec: str = ""  # a lossy one that its blocks may go through below RAM, as codec.Codec is written; empty: none may
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,23 +132,24 @@ class Ram:
         queue: int = 1,
         order: float | None = None,
         tenant: int = 0,
+        before: int | None = None,
     ) -> bool:
-        """A taken slot holds this block now; `parent` is the block before it, empty where there is none; `queue` and
-        `order`: where it is to stand; `tenant`: the number of whose it is. False, and the slot is free: it is here already,
-        or the slab is closing."""
+        """A taken slot holds this block now, behind `parent`, empty where there is none, in slot `before`, if one knows;
+        `queue` and `order`: where it is to stand; `tenant`: the number of whose it is. False, and the slot is free: it is
+        here already, or the slab is closing."""
         if key in self.index or self.slots.is_closing(slot):
             self.give(slot)
             return False
         size = self.slots.size_of(slot)
         self.tenants.add(slot, tenant, size)
         self.residue.filled(slot, size, namespace)
-        before = int(self.index.find(parent)[0]) if parent else ABSENT
+        if before is None:
+            before = int(self.index.find(parent)[0]) if parent else ABSENT
         self.index.add(key, slot, namespace)
         self.is_below[slot] = self.stays[slot] = False
         self.stays_here[slot] = self.is_to_stay(key)
         self.origin[slot] = 0
-        behind = NONE if before == ABSENT else before
-        self.policy.add(slot, size // SLOT_UNIT, key, behind, queue, self.now, order)
+        self.policy.add(slot, size // SLOT_UNIT, key, NONE if before == ABSENT else before, queue, self.now, order)
         for child in self._awaited.pop(key, ()):
             del self._awaits[child]
             if self.policy.root(slot) != child:  # else a liar made a ring
@@ -171,19 +172,20 @@ class Ram:
         """An engine has filled these taken slots. Which of them, by their place in the list, hold a block now; the others
         are free. `befores`: the block before each, or NO_KEY. `is_barred`: nothing of it is wanted. `tenant`: the number of
         whose they are."""
-        saved, known, refused, over_quota = [], 0, 0, 0
-        size = self.slots.size_of(slots[0]) if slots else 0
+        saved, known, refused, over_quota, last = [], 0, 0, 0, (NO_KEY, ABSENT)
+        size, is_limited = self.slots.size_of(slots[0]) if slots else 0, self.tenants.is_limited
         for i, (slot, key, before) in enumerate(zip(slots, keys, befores)):
             known += (is_known := key in self.index)
             parent = b"" if before == NO_KEY else before
             if is_barred or not (is_known or self.has_use_for(parent)):
                 self.give(slot)
                 refused += not is_known
-            elif not is_known and not self.makes_own_room(tenant, size, parent):
+            elif is_limited and not is_known and not self.makes_own_room(tenant, size, parent):
                 self.give(slot)
                 over_quota += 1
-            elif self.keep(slot, key, namespace, parent, queue, tenant=tenant):
+            elif self.keep(slot, key, namespace, parent, queue, None, tenant, last[1] if last[0] == parent else None):
                 saved.append(i)
+                last = key, slot  # the next one stands behind it, mostly
         new = len(keys) - known
         self._stats.add("saved_blocks", new)
         self._stats.add("saved_bytes", new * size)
@@ -191,9 +193,8 @@ class Ram:
         self._stats.add("evicted_blocks", new - len(saved) - refused - over_quota)
         self._stats.add("refused_forgotten" if is_barred else "refused_orphans", refused)
         self._stats.add("refused_quota", over_quota)
-        if not self.tenants.is_limited:
-            return saved
-        return [i for i in saved if int(self.index.find(keys[i])[0]) == slots[i]]  # one may have gone for the next
+        # One may have gone for the next
+        return [i for i in saved if not is_limited or int(self.index.find(keys[i])[0]) == slots[i]]
 
     def give(self, slot: int) -> None:
         """A taken slot is free, or will be when it is wiped."""

@@ -23,11 +23,14 @@ class RemoteRoom:
     def fits(self, size: int) -> bool:
         return True
 
-    def take(self, size: int) -> int:
+    def place_bytes(self, size: int, stored: int) -> int:
+        return stored
+
+    def take(self, size: int, stored: int = 0) -> int:
         return size // SLOT_UNIT
 
-    def add(self, place: int, key: BlockKey, namespace: int, checksum: int, origin: bytes = b"") -> None:
-        self._known.there(key, place * SLOT_UNIT, self.now)
+    def add(self, place: int, key: BlockKey, namespace: int, checksum: int, origin: bytes = b"", written: int = 0) -> None:
+        self._known.there(key, written or place * SLOT_UNIT, self.now)
 
     def give_up(self, place: int, origin: bytes = b"") -> None:
         """Nobody knows whether something was written."""

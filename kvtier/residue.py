@@ -76,7 +76,8 @@ class Residue:
 
     def filled(self, slot: int, size: int, namespace: int) -> None:
         """It holds a block of this namespace, and nothing else."""
-        self._mark(slot, size, self._user_of.get(namespace, MIXED))
+        if self.is_kept:
+            self._mark(slot, size, self._user_of.get(namespace, MIXED))
 
     def wiped(self, slot: int, size: int) -> None:
         """All of it was overwritten with zeros."""

@@ -10,7 +10,8 @@ that failed shortens the answer.
 
 Each tier that blocks are read from is a source. Sources are read side by side: of each so much at a time, that a slow
 one never holds more than that of the arena, and none stands behind another; the rest of a lookup's blocks follows. A
-lookup may give up what one source has and wait for the others.
+lookup may give up what one source has and wait for the others. What is read takes its whole size in RAM, but over the
+link come the bytes that lie below, which are fewer where these are frames.
 
 Reads are single flight, over all sources: whoever wants a block that is being read waits for that read. A read nobody
 waits for any more goes on: its slot is the tier's until it lets go, and then the block is in RAM. A source's link knows
@@ -49,6 +50,11 @@ class Wanted(NamedTuple):
     size: int
     tier: str = "nvme"  # where it is read from
     namespace: int = 0  # its number; for a tier that finds blocks by their keys
+    stored: int = 0  # bytes that lie there; 0: as many as the slot has
+
+    @property
+    def place_bytes(self) -> int:
+        return self.stored or self.size
 
 
 class Source(Protocol):
@@ -73,6 +79,7 @@ class Part:
 
     to_read: deque[Wanted]
     left: int  # blocks that did not come yet, those to be read among them
+    left_bytes: int  # of these, that lie there
     moved_at: float  # when something came, or began to
 
 
@@ -82,19 +89,29 @@ class Waiting:
 
     answer: np.ndarray  # uint32[n], as it would be answered now
     until: float
-    block_bytes: int
     positions: dict[BlockKey, list[int]] = field(default_factory=dict)  # of the blocks that it waits for
     tiers: dict[BlockKey, str] = field(default_factory=dict)  # where these come from
+    stored: dict[BlockKey, int] = field(default_factory=dict)  # bytes of them that lie there
     parts: dict[str, Part] = field(default_factory=dict)  # by tier
 
     def take(self, key: BlockKey) -> tuple[list[int], str]:
         """It waits for this one no more. Its positions, and where it was to come from."""
         tier = self.tiers.pop(key)
-        self.parts[tier].left -= 1
+        part = self.parts[tier]
+        part.left -= 1
+        part.left_bytes -= self.stored.pop(key)
         return self.positions.pop(key), tier
 
+    def wait(self, key: BlockKey, tier: str, stored: int, now: float) -> Part:
+        """For this one, too."""
+        part = self.part(tier, now)
+        part.left += 1
+        part.left_bytes += stored
+        self.tiers[key], self.stored[key] = tier, stored
+        return part
+
     def part(self, tier: str, now: float) -> Part:
-        return self.parts.setdefault(tier, Part(deque(), 0, now))
+        return self.parts.setdefault(tier, Part(deque(), 0, 0, now))
 
 
 @dataclass
@@ -147,14 +164,11 @@ class Staging:
 
     def begin(self, asker: Asker, answer: np.ndarray, wanted: list[Wanted], now: float, until: float) -> None:
         """`wanted`: what is to be read, in prefix order; at least one block."""
-        mine = self.waiting[asker] = Waiting(answer, until, wanted[0].size)
+        mine = self.waiting[asker] = Waiting(answer, until)
         for one in wanted:
             if one.key not in mine.positions:
-                part = mine.part(one.tier, now)
-                part.to_read.append(one)
-                part.left += 1
-                mine.tiers[one.key] = one.tier
-                self._sources[one.tier].link.ask(one.size, now)
+                mine.wait(one.key, one.tier, one.place_bytes, now).to_read.append(one)
+                self._sources[one.tier].link.ask(one.place_bytes, now)
             mine.positions.setdefault(one.key, []).append(one.position)
 
     def begin_ahead(self, wanted: Iterable[Wanted], due: float, worth: float) -> int:
@@ -183,7 +197,7 @@ class Staging:
                     self._join(read, asker, mine, one, now)
                 elif self._ram.index.find(one.key)[0] != ABSENT or not source.has(one, now):
                     self.arrived.append((asker, one.key))  # it came or went while this one waited for its turn
-                    source.link.drop(one.size, now)
+                    source.link.drop(one.place_bytes, now)
                 else:
                     order = self._read(ticket, one, [asker], source)
                     if order is not None:
@@ -197,11 +211,10 @@ class Staging:
     def _join(self, read: _Read, asker: Asker, mine: Waiting, one: Wanted, now: float) -> None:
         """It is being read for another, perhaps from elsewhere."""
         read.askers.append(asker)
-        self._sources[one.tier].link.drop(one.size, now)
+        self._sources[one.tier].link.drop(one.place_bytes, now)
         if read.source.tier != one.tier:
-            positions, _ = mine.take(one.key)
-            mine.positions[one.key], mine.tiers[one.key] = positions, read.source.tier
-            mine.part(read.source.tier, now).left += 1
+            mine.positions[one.key], _ = mine.take(one.key)
+            mine.wait(one.key, read.source.tier, read.promote.place_bytes, now)
 
     def _next_ahead(self, ticket: int, now: float) -> Promote | None:
         while self._ahead:
@@ -213,7 +226,7 @@ class Staging:
                     return None
                 slot = self._ram.take_for(one.size, worth)
                 if slot is not None:
-                    source.link.ask(one.size, now)
+                    source.link.ask(one.place_bytes, now)
                     self._ahead_keys.discard(heapq.heappop(self._ahead).wanted.key)
                     return self._begin_read(ticket, one, [], slot, source)
             self._ahead_keys.discard(heapq.heappop(self._ahead).wanted.key)
@@ -231,7 +244,7 @@ class Staging:
 
     def _begin_read(self, ticket: int, one: Wanted, askers: list[Asker], slot: int, source: Source) -> Promote:
         namespace, checksum = source.begin(one)
-        promote = Promote(ticket, one.key, slot, one.place, one.size, checksum, namespace)
+        promote = Promote(ticket, one.key, slot, one.place, one.size, checksum, namespace, one.stored)
         self._ram.residue.filling(slot, one.size, namespace)
         self._reads[one.key] = _Read(promote, namespace, self._epochs[namespace], askers, one.parent, source)
         self._bytes[source.tier] += one.size
@@ -245,10 +258,10 @@ class Staging:
         source.ended(order)
         self._tell(read, now)
         if done.fault:
-            source.link.drop(order.size, now)
+            source.link.drop(order.place_bytes, now)
             self._stats.add(source.counters + FAILED.get(done.fault, "failed_promotions"))
         else:
-            source.link.done(order.size, now)
+            source.link.done(order.place_bytes, now)
         is_reset = self._epochs[read.namespace] != read.epoch
         if done.fault or read.is_unwanted or is_reset or self._is_orphan(read):
             self._ram.give(order.slot)
@@ -257,7 +270,8 @@ class Staging:
                 self._ram.note_below(order.slot, True)
             self._ram.origin[order.slot] = origin
             self._stats.add(source.counters + "promoted_blocks")
-            self._stats.add(source.counters + "promoted_bytes", order.size)
+            self._stats.add(source.counters + "promoted_bytes", order.place_bytes)
+            self._stats.add(source.counters + "spared_read_bytes", order.size - order.place_bytes)
             return order.slot
         self._lose([order.key], source, ())
         return None
@@ -333,12 +347,11 @@ class Staging:
             for tier, part in mine.parts.items():
                 if not part.left:
                     continue
-                own = part.left * mine.block_bytes
                 is_read = part.left > len(part.to_read)
                 stalls = is_silent[tier] or (is_read and now - part.moved_at > limits[tier])
                 link = self._sources[tier].link
-                remaining[tier] = float("inf") if stalls else link.seconds(own, ahead[tier], now)
-                ahead[tier] += own
+                remaining[tier] = float("inf") if stalls else link.seconds(part.left_bytes, ahead[tier], now)
+                ahead[tier] += part.left_bytes
             seen.append((asker, remaining))
         return seen
 
@@ -362,5 +375,5 @@ class Staging:
     def _drop(self, wanted: Iterable[Wanted], source: Source, now: float) -> None:
         keys = [one.key for one in wanted]
         for one in wanted:
-            source.link.drop(one.size, now)
+            source.link.drop(one.place_bytes, now)
         self._lose(keys, source, self.waiting)

@@ -29,6 +29,7 @@ import numpy as np
 from kvtier.admission import Budget
 from kvtier.away import Away
 from kvtier.block import NO_KEY, SLOT_UNIT, unpack_keys
+from kvtier.coding import Coding
 from kvtier.deciding import Decisions
 from kvtier.decision import Ask
 from kvtier.errors import OrderError
@@ -75,8 +76,7 @@ class BlockStore:
         returns = Returns(2 * SESSIONS_MAX)
         ranking = ranking_of(policy, returns, capacity // SLOT_UNIT)
         self.ram = Ram(capacity, self.stats, ranking, table)
-        value = ranking if isinstance(ranking, Value) else None
-        self.retention = Retention(self.ram, returns, value, session_table)
+        self.retention = Retention(self.ram, returns, ranking if isinstance(ranking, Value) else None, session_table)
         self.lower: Lower | None = None
         self.away: Away | None = None
         self.mirror: Mirror | None = None
@@ -94,22 +94,23 @@ class BlockStore:
         stage_s: float,
         remembered: Mapping[bytes, tuple[int, int]],
         link: Link | None = None,
+        coding: Coding | None = None,
     ) -> None:
         """A tier below, before the first engine joins: what lies there, the namespaces of it, digest -> (number, epoch),
-        what is known of its speed. A lookup waits at most `stage_s` for it."""
+        what is known of its speed, what blocks are written with. A lookup waits at most `stage_s` for it."""
         assert not self.namespaces and self.lower is self.away is None
         link = link or Link(DRIVE_LATENCY_S, DRIVE_BYTES_PER_S)
-        self.lower = Lower(self.ram, extents, budget, self.namespaces.epochs, self.stats, link, self.staging)
+        self.lower = Lower(self.ram, extents, budget, self.namespaces.epochs, self.stats, link, self.staging, coding)
         self.decisions.drives = link
         self.retention.attach(self.lower)
         self.leases.lower, self.leases.stage_s["nvme"] = self.lower, stage_s
         self.namespaces.recover(remembered)
 
-    def attach_remote(self, budget: Budget, link: Link | None, stage_s: float) -> None:
-        """A remote, after the tier below and before the first engine joins. A lookup waits at most `stage_s` for it."""
+    def attach_remote(self, budget: Budget, link: Link | None, stage_s: float, coding: Coding | None = None) -> None:
+        """A remote, after the tier below and before the first engine joins; likewise."""
         assert self.away is None
         link = link or Link(REMOTE_LATENCY_S, REMOTE_BYTES_PER_S)
-        self.away = Away(self.ram, self.staging, Known(), self.namespaces.epochs, budget, self.stats, link)
+        self.away = Away(self.ram, self.staging, Known(), self.namespaces.epochs, budget, self.stats, link, coding)
         self.decisions.remote = link
         self.retention.attach_remote(self.away)
         self.leases.away, self.leases.stage_s["remote"] = self.away, stage_s
@@ -190,9 +191,8 @@ class BlockStore:
         have other keys, and everything saved so far is dropped. The engine itself goes on under keys of its own."""
         known = self.namespaces.reset(namespace)
         self.retention.reset(known.number)
-        dropped = self.ram.drop_namespace(known.number)
         # No hungry engine can get a slot by this: all that is free now could have been evicted for it before.
-        self.stats.add("reset_blocks", dropped)
+        self.stats.add("reset_blocks", self.ram.drop_namespace(known.number))
         if self.lower is not None:
             self.lower.remember(namespace, known.number, known.epoch)
             self.stats.add("forgotten_blocks", self.lower.extents.drop_namespace(known.number))

@@ -185,6 +185,12 @@ class Tenants:
             self._written[number] = self._not_worked_off(number, now) + size
             self._written_at[number] = now
 
+    def unwritten(self, slot: int, size: int) -> None:
+        """So much of what was `written` was not written after all."""
+        number = int(self._of[slot])
+        if self.limits.write_rate and number != NOBODY:
+            self._written[number] = max(0.0, self._written[number] - size)
+
     def _not_worked_off(self, number: int, now: float) -> float:
         passed_s = max(0.0, now - self._written_at[number])
         return max(0.0, float(self._written[number]) - passed_s * self.limits.write_rate)

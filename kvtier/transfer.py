@@ -11,6 +11,9 @@
 
 A place is named like a slot: by its number, offset / SLOT_UNIT in the tier's own space. A tier that finds blocks by
 their keys ignores it, and a checksum too: it goes by the key and its namespace.
+
+A block has `size` bytes in its slot, and `stored` in its place. Where these are fewer, what lies there is a frame: the
+block as a codec made it.
 """
 
 import itertools
@@ -18,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kvtier.block import BlockKey
+from kvtier.codec import RAW, Codec
 from kvtier.tenants import TENANT_TAG_BYTES
 
 SEEK_KEYS_MAX = 1024
@@ -26,13 +30,14 @@ ORIGIN_BYTES = 2 * TENANT_TAG_BYTES  # a session's tag and a tenant's, half each
 
 FAULTS: dict[str, str] = {
     "corrupt": "the bytes are not those that were written; the block is gone",
-    "io": "the drive reported an error",
+    "io": "an error of the drive, or memory is short, or nobody here knows the frame's codec",
     "full": "the filesystem or the catalogue has no room",
     "closed": "the tier is closing",
     "volatile": "nothing in the tier survives its process",
     "gone": "nothing is there under this key any more",
     "unreachable": "it does not answer, or did not a moment ago",
     "refused": "it does not let us",
+    "larger": "its frame would need more bytes than its place has; nothing was written",
 }
 
 
@@ -46,6 +51,12 @@ class Demote:
     namespace: int  # its number
     epoch: int
     origin: bytes = b""  # who saved it first: ORIGIN_BYTES, or empty when nobody knows
+    codec: Codec = RAW
+    stored: int = 0  # bytes of its place; 0: as many as the slot has. For a tier that finds by keys: at most so many
+
+    @property
+    def place_bytes(self) -> int:
+        return self.stored or self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,11 @@ class Promote:
     size: int
     checksum: int  # as Finished gave it when the block was demoted
     namespace: int = 0  # its number
+    stored: int = 0  # bytes that lie there: of the place, or of the value's body; 0: as many as the slot has
+
+    @property
+    def place_bytes(self) -> int:
+        return self.stored or self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +86,7 @@ class Forget:
 class Erase:
     ticket: int
     place: int
-    size: int
+    size: int  # of the place
     key: BlockKey = b""  # for a tier that finds blocks by their keys; with their namespace's number
     namespace: int = 0
 
@@ -137,9 +153,12 @@ class Finished:
     fault: str = ""  # one of FAULTS; empty when it is done
     checksum: int = 0  # of a Demote
     seconds: float = 0.0  # that the drive took
-    sizes: tuple[int, ...] = ()  # of a Seek: bytes of each block, 0 where there is none
+    sizes: tuple[int, ...] = ()  # of a Seek: bytes that lie there of each block, 0 where there is none
     shredded: int = 0  # of a Shred: data keys
     origin: bytes = b""  # of a Promote from a remote: who saved it first, as its envelope proves
+    stored: int = 0  # of a Demote or a Promote of a frame: bytes of it that count; 0: there was no frame
+    coded_s: float = 0.0  # seconds that making the frame, or the block of it, took
+    codec: str = ""  # of a Promote of a frame: the name of its codec, where the tier knows it
 
 
 def tenant_of_origin(origin: bytes) -> bytes:

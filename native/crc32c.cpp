@@ -20,6 +20,7 @@ namespace {
 // A checksum is a polynomial over GF(2), its highest power in the lowest bit; so is this, without its x^32.
 constexpr std::uint32_t kPolynomial = 0x82F63B78;
 constexpr std::uint32_t kOne = 0x80000000;
+constexpr std::size_t kOpenLane = 4 << 10;  // of crc32c_of_lanes()
 
 constexpr std::uint32_t times_x(std::uint32_t a) { return a & 1 ? (a >> 1) ^ kPolynomial : a >> 1; }
 
@@ -48,6 +49,16 @@ constexpr Products<4> products_with(std::uint32_t constant) {
   for (std::uint32_t at = 0; at < 4; ++at)
     for (std::uint32_t byte = 0; byte < 256; ++byte) table[at][byte] = product(constant, byte << (8 * at));
   return table;
+}
+
+// Three parts of kLane bytes, one after the other: the earlier, with as many zeros as the later is long, plus the later.
+template <std::size_t kLane>
+std::uint64_t joined(std::uint64_t first, std::uint64_t second, std::uint64_t third) {
+  static constexpr Products<4> kZeros = products_with(zeros(kLane));
+  const auto followed_by_zeros = [](std::uint64_t c) -> std::uint64_t {
+    return kZeros[0][c & 0xFF] ^ kZeros[1][(c >> 8) & 0xFF] ^ kZeros[2][(c >> 16) & 0xFF] ^ kZeros[3][c >> 24];
+  };
+  return followed_by_zeros(followed_by_zeros(first) ^ second) ^ third;
 }
 
 // Slicing by eight: byte i of a word of eight has 8 - i bytes of the word from itself to the end.
@@ -108,13 +119,8 @@ constexpr std::size_t kAhead = 1 << 10;
 constexpr std::size_t kTurn = 64;  // bytes of each lane that a turn of the loop takes: a line of the cache
 
 // The instruction takes three cycles but can be begun in each, so three parts of kLane bytes are worked on at once.
-// The checksums of the parts are then joined: the earlier one, with as many zeros as the later is long, plus the later.
 template <std::size_t kLane>
 KVTIER_CRC_TARGET std::uint64_t add_lanes(std::uint64_t crc, const unsigned char*& at, std::size_t& size) {
-  static constexpr Products<4> kZeros = products_with(zeros(kLane));
-  const auto followed_by_zeros = [](std::uint64_t c) -> std::uint64_t {
-    return kZeros[0][c & 0xFF] ^ kZeros[1][(c >> 8) & 0xFF] ^ kZeros[2][(c >> 16) & 0xFF] ^ kZeros[3][c >> 24];
-  };
   for (; size >= 3 * kLane; at += 3 * kLane, size -= 3 * kLane) {
     std::uint64_t second = 0, third = 0;
     for (const unsigned char *turn = at, *end = at + kLane; turn < end; turn += kTurn) {
@@ -125,7 +131,7 @@ KVTIER_CRC_TARGET std::uint64_t add_lanes(std::uint64_t crc, const unsigned char
         third = add_word(third, load_word(word + 2 * kLane));
       }
     }
-    crc = followed_by_zeros(followed_by_zeros(crc) ^ second) ^ third;
+    crc = joined<kLane>(crc, second, third);
   }
   return crc;
 }
@@ -156,6 +162,10 @@ constexpr auto path() { return table_path; }
 
 std::uint32_t crc32c(const void* bytes, std::size_t size, std::uint32_t seed) noexcept {
   return ~path()(~seed, static_cast<const unsigned char*>(bytes), size);
+}
+
+std::uint32_t crc32c_of_lanes(const std::uint32_t (&lanes)[3]) noexcept {
+  return ~static_cast<std::uint32_t>(joined<kOpenLane>(lanes[0], lanes[1], lanes[2]));
 }
 
 std::uint32_t crc32c_by_table(const void* bytes, std::size_t size, std::uint32_t seed) noexcept {

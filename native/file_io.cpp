@@ -33,6 +33,10 @@ void check(const Transfer& transfer) {
   constexpr std::uint64_t most = std::numeric_limits<std::int64_t>::max();
   if (transfer.fd < 0) throw std::invalid_argument("fd must not be negative");
   if (transfer.size == 0) throw std::invalid_argument("size must not be 0");
+  if (transfer.stored > transfer.size) throw std::invalid_argument("stored must not be more than size");
+  if (transfer.codec && !transfer.is_frame()) throw std::invalid_argument("what a codec makes must be less than it was");
+  if (transfer.direction == Direction::kWrite && transfer.is_frame() && !transfer.codec)
+    throw std::invalid_argument("a frame is written by a codec");
   if (transfer.seal && transfer.size > kSealedBytesMax) throw std::invalid_argument("more than can be sealed at once");
   if (transfer.address == 0) throw std::invalid_argument("address must not be 0");
   if (transfer.size > most || transfer.offset > most - transfer.size || transfer.address > most - transfer.size)
@@ -41,14 +45,27 @@ void check(const Transfer& transfer) {
 
 std::size_t index(Direction direction) { return static_cast<std::size_t>(direction); }
 
+std::uint8_t* memory_at(std::uint64_t address) { return reinterpret_cast<std::uint8_t*>(address); }
+
+int error_of(Decoded found) {
+  switch (found) {
+    case Decoded::kGood: return 0;
+    case Decoded::kDamaged: return EBADMSG;
+    case Decoded::kUnknown: return ENOTSUP;
+    case Decoded::kShort: return ENOMEM;
+  }
+  return EBADMSG;
+}
+
 }  // namespace
 
 // What the kernel is to do next.
 Ring::Range FileIo::Operation::rest() const {
-  const std::uint64_t end = bounce ? ready : transfer.size;
+  const std::uint64_t end = bounce ? ready : transfer.placed();
   const auto size = static_cast<std::uint32_t>(std::min<std::uint64_t>(end - moved, kLargestRequest));
-  const std::uint64_t address = bounce ? reinterpret_cast<std::uint64_t>(bounce->bytes) + moved % Bounce::kBytes
-                                       : transfer.address + moved;
+  const std::uint64_t in_bounce = sealer ? moved % Bounce::kPage : moved;
+  const std::uint64_t address =
+      bounce ? reinterpret_cast<std::uint64_t>(bounce->bytes()) + in_bounce : transfer.address + moved;
   return {transfer.offset + moved, address, size};
 }
 
@@ -66,7 +83,7 @@ bool FileIo::Operation::settled_by(std::int64_t result) {
   if (result > 0) {
     moved += static_cast<std::uint64_t>(result);
     stalls = 0;
-    if (moved < transfer.size) return false;
+    if (moved < transfer.placed()) return false;
   } else if ((result == -EINTR || result == -EAGAIN) && ++stalls < kMaxStalls) {
     return false;
   } else if (result == 0) {
@@ -79,60 +96,100 @@ bool FileIo::Operation::settled_by(std::int64_t result) {
   return true;
 }
 
-bool FileIo::Operation::begin(std::unique_ptr<Bounce>& spare) noexcept {
-  if (writes() && transfer.seal) {
-    try {
-      bounce = spare ? std::move(spare) : std::make_unique<Bounce>(transfer.seal->crypto);
-    } catch (const std::bad_alloc&) {
-      error = ENOMEM;
-      return false;
-    }
-    if (!bounce->sealer.begin(*transfer.seal, true)) error = ENOMEM;
-    if (error != 0 || !go_on()) return false;
+bool FileIo::Operation::begin(Bounces& bounces) noexcept {
+  try {
+    if (computes_first()) bounce = bounces.take(transfer.is_frame() ? transfer.placed() : Bounce::kPage);
+    if (computes_first() && transfer.seal) sealer = std::make_unique<Sealer>(transfer.seal->crypto);
+  } catch (const std::bad_alloc&) {
+    error = ENOMEM;
+    return false;
+  }
+  if (writes() && transfer.is_frame()) {
+    encode();
+  } else if (sealer) {
+    if (!sealer->begin(*transfer.seal, true)) error = ENOMEM;
+    if (error == 0) go_on();
   } else if (writes()) {
     add_checksum();
   }
   handed_over = Clock::now();
-  return true;
+  return error == 0;
+}
+
+// The whole of it at once: what it takes is known when it is there, and nothing is to be written that doesn't fit.
+void FileIo::Operation::encode() noexcept {
+  const auto begun = Clock::now();
+  const auto made = transfer.codec->encode(memory_at(transfer.address), transfer.size, bounce->bytes(), transfer.stored,
+                                           transfer.seed, true);
+  coded = Clock::now() - begun;
+  if (!made) {
+    error = EFBIG;
+    return;
+  }
+  counted = made->stored;
+  crc = made->checksum;
+  ready = transfer.stored;
+  if (!sealer) return;
+  if (!sealer->whole(*transfer.seal, true, bounce->bytes(), bounce->bytes(), ready)) error = ENOMEM;
+  sealer.reset();
+  crc = 0;
 }
 
 bool FileIo::Operation::go_on() noexcept {
-  if (!bounce || moved < ready) return true;
+  if (!sealer || moved < ready) return true;
   if (moved > 0) lasted += Clock::now() - handed_over;
-  const std::uint64_t size = std::min<std::uint64_t>(transfer.size - moved, Bounce::kBytes);
+  const std::uint64_t size = std::min<std::uint64_t>(transfer.size - moved, Bounce::kPage);
   ready = moved + size;
-  const auto* const from = reinterpret_cast<const std::uint8_t*>(transfer.address + moved);
-  const bool good = bounce->sealer.update(from, bounce->bytes, size) &&
-                    (ready < transfer.size || bounce->sealer.end(*transfer.seal));
+  const bool good = sealer->update(memory_at(transfer.address + moved), bounce->bytes(), size) &&
+                    (ready < transfer.size || sealer->end(*transfer.seal));
   if (!good) error = ENOMEM;
   handed_over = Clock::now();
   return good;
 }
 
-std::unique_ptr<Bounce> FileIo::Operation::leave_bounce() noexcept {
-  bounce->sealer.drop();
-  return std::move(bounce);
+void FileIo::Operation::leave_bounce(Bounces& bounces) noexcept {
+  if (sealer) sealer->drop();
+  sealer.reset();
+  if (bounce) bounces.give_back(std::move(bounce));
 }
 
 void FileIo::Operation::finish() noexcept {
   if (writes() || error != 0) return;
-  transfer.seal ? unseal() : add_checksum();
+  if (transfer.seal) unseal();
+  if (error != 0) return;
+  if (transfer.is_frame())
+    decode();
+  else if (!transfer.seal)
+    add_checksum();
 }
 
 // In place: nobody else has this memory yet.
 void FileIo::Operation::unseal() noexcept {
-  auto* const bytes = reinterpret_cast<std::uint8_t*>(transfer.address);
+  auto* const bytes = memory_at(transfer.address);
   try {
-    Sealer sealer(transfer.seal->crypto);
-    if (!sealer.whole(*transfer.seal, false, bytes, bytes, transfer.size))
+    Sealer opener(transfer.seal->crypto);
+    if (!opener.whole(*transfer.seal, false, bytes, bytes, transfer.placed()))
       error = transfer.seal->is_forged ? EBADMSG : ENOMEM;
   } catch (const std::bad_alloc&) {
     error = ENOMEM;
   }
 }
 
+void FileIo::Operation::decode() noexcept {
+  auto* const bytes = memory_at(transfer.address);
+  if (const auto facts = frame_facts(bytes, transfer.stored)) {  // while it is there
+    counted = facts->stored;
+    codec = facts->codec;
+  }
+  const auto begun = Clock::now();
+  const Decoded found = kvtier::decode(bytes, transfer.stored, bytes, transfer.size, transfer.seed, crc);
+  coded = Clock::now() - begun;
+  error = error_of(found);
+  if (transfer.seal) crc = 0;
+}
+
 void FileIo::Operation::add_checksum() {
-  crc = crc32c(reinterpret_cast<const void*>(transfer.address), transfer.size, transfer.seed);
+  crc = crc32c(memory_at(transfer.address), transfer.size, transfer.seed);
 }
 
 FileIo::FileIo(int depth, int threads, const std::string& backend)
@@ -197,22 +254,26 @@ void FileIo::start_threads(int count) {
 }
 
 void FileIo::run_thread() noexcept {
-  std::unique_ptr<Bounce> spare;
   std::unique_lock lock(mutex_);
   for (;;) {
     wakeups_->work.wait(lock, [this] { return can_start() || drained(); });
     if (!can_start()) return;
     Operation operation{take()};
     lock.unlock();
-    if (operation.begin(spare))
+    const bool begun = operation.begin(bounces_);
+    if (operation.encodes()) encoded();
+    if (begun)
       while (!operation.settled_by(operation.call()) && operation.go_on()) continue;
     lock.lock();
     completed(operation);
     lock.unlock();
     operation.finish();
-    if (operation.bounce) spare = operation.leave_bounce();
+    operation.leave_bounce(bounces_);
     lock.lock();
-    report(operation);
+    if (!report(operation)) continue;
+    lock.unlock();
+    bounces_.drop();
+    lock.lock();
   }
 }
 
@@ -232,7 +293,9 @@ bool FileIo::can_start() const {
   const auto [reads, writes] = in_flight_;
   if (reads + writes >= depth_) return false;
   if (!queued_[index(Direction::kRead)].empty()) return true;
-  return !queued_[index(Direction::kWrite)].empty() && (reads == 0 || writes < kWritesBesideReads);
+  const auto& waiting = queued_[index(Direction::kWrite)];
+  if (waiting.empty() || (encoding_ && waiting.front().transfer.is_frame())) return false;
+  return reads == 0 || writes < kWritesBesideReads;
 }
 
 FileIo::Queued FileIo::take() noexcept {
@@ -241,6 +304,7 @@ FileIo::Queued FileIo::take() noexcept {
   const Queued next = queue.front();
   queue.pop_front();
   ++in_flight_[index(next.transfer.direction)];
+  if (next.transfer.direction == Direction::kWrite && next.transfer.is_frame()) encoding_ = true;
   if (can_start())
     wake_one();
   else if (drained())
@@ -248,19 +312,27 @@ FileIo::Queued FileIo::take() noexcept {
   return next;
 }
 
+void FileIo::encoded() noexcept {
+  const std::lock_guard lock(mutex_);
+  encoding_ = false;
+  if (can_start()) wake_one();
+}
+
 void FileIo::completed(const Operation& done) noexcept {
   --in_flight_[index(done.transfer.direction)];
   if (can_start()) wake_one();
 }
 
-void FileIo::report(const Operation& done) noexcept {
+bool FileIo::report(const Operation& done) noexcept {
   const bool failed = done.error != 0;
-  finished_.push_back({done.ticket, done.error, failed ? 0 : done.crc, done.lasted.count()});
+  finished_.push_back({done.ticket, done.error, failed ? 0 : done.crc, done.lasted.count(), failed ? 0 : done.counted,
+                       done.coded.count(), failed && done.error != ENOTSUP ? std::string() : done.codec});
   --unfinished_;
   if (finished_.size() == 1) {
     raise_event(event_);
     wakeups_->done.notify_all();
   }
+  return unfinished_ == 0;
 }
 
 // Of the workers that sleep the one with the least to do, since it will compute soonest.

@@ -16,6 +16,7 @@
 
 #include "arena.h"
 #include "bind_aead.h"
+#include "bind_codec.h"
 #include "bind_cuda.h"
 #include "bind_wire.h"
 #include "bindings.h"
@@ -83,31 +84,34 @@ nb::object checksum_rows(const Flat<std::uint8_t, 2>& rows) {
   });
 }
 
-std::uint64_t submit(FileIo& io, Direction direction, std::array<std::int64_t, 5> numbers, const SealOfPython* seal) {
-  const auto [fd, offset, address, size, seed] = numbers;
+std::uint64_t submit(FileIo& io, Direction direction, std::array<std::int64_t, 6> numbers, const SealOfPython* seal,
+                     const CodecOfPython* codec) {
+  const auto [fd, offset, address, size, seed, stored] = numbers;
   if (*std::min_element(numbers.begin(), numbers.end()) < 0) throw nb::value_error("no argument may be negative");
   if (fd > std::numeric_limits<int>::max()) throw nb::value_error("fd is too large");
   if (seed > std::numeric_limits<std::uint32_t>::max()) throw nb::value_error("seed must be less than 2**32");
   return io.submit({direction, static_cast<int>(fd), static_cast<std::uint64_t>(offset),
                     static_cast<std::uint64_t>(address), static_cast<std::uint64_t>(size),
-                    static_cast<std::uint32_t>(seed), seal == nullptr ? nullptr : seal->seal});
+                    static_cast<std::uint32_t>(seed), seal == nullptr ? nullptr : seal->seal,
+                    codec == nullptr ? nullptr : codec->codec, static_cast<std::uint64_t>(stored)});
 }
 
-std::uint64_t read(FileIo& io, std::int64_t fd, std::int64_t offset, std::int64_t address, std::int64_t size,
-                   std::int64_t seed, const SealOfPython* seal) {
-  return submit(io, Direction::kRead, {fd, offset, address, size, seed}, seal);
+std::uint64_t read(FileIo& io, std::int64_t fd, std::int64_t offset, std::int64_t address, std::int64_t stored,
+                   std::int64_t seed, const SealOfPython* seal, std::int64_t size) {
+  return submit(io, Direction::kRead, {fd, offset, address, size == 0 ? stored : size, seed, stored}, seal, nullptr);
 }
 
 std::uint64_t write(FileIo& io, std::int64_t fd, std::int64_t offset, std::int64_t address, std::int64_t size,
-                    std::int64_t seed, const SealOfPython* seal) {
-  return submit(io, Direction::kWrite, {fd, offset, address, size, seed}, seal);
+                    std::int64_t seed, const SealOfPython* seal, const CodecOfPython* codec, std::int64_t stored) {
+  return submit(io, Direction::kWrite, {fd, offset, address, size, seed, stored}, seal, codec);
 }
 
-using Transferred = std::tuple<std::uint64_t, int, std::uint32_t, double>;
+using Transferred = std::tuple<std::uint64_t, int, std::uint32_t, double, std::uint64_t, double, std::string>;
 
 std::vector<Transferred> poll_transfers(FileIo& io) {
   std::vector<Transferred> records;
-  for (const TransferDone& done : io.poll()) records.emplace_back(done.ticket, done.error, done.crc, done.seconds);
+  for (const TransferDone& done : io.poll())
+    records.emplace_back(done.ticket, done.error, done.crc, done.seconds, done.stored, done.coded_s, done.codec);
   return records;
 }
 
@@ -267,20 +271,26 @@ void bind_file_io(nb::module_& m) {
          "and, each with a ring of its own, talk to io_uring; without it every transfer in flight takes a thread.\n"
          "`backend`: \"io_uring\", \"threads\", or \"auto\", which is io_uring where the kernel allows it.\n\n"
          "Raises ValueError, OSError (\"io_uring\" was asked for and refused; no descriptors or threads left).")
-      .def("read", &read, "fd"_a, "offset"_a, "address"_a, "size"_a, "seed"_a = 0, "seal"_a = nb::none(),
-           "Queue the read of `size` bytes at `offset` to `address` and return its ticket (1, 2, 3 ...). The checksum\n"
+      .def("read", &read, "fd"_a, "offset"_a, "address"_a, "stored"_a, "seed"_a = 0, "seal"_a = nb::none(),
+           "size"_a = 0,
+           "Queue the read of `stored` bytes at `offset` to `address` and return its ticket (1, 2, 3 ...). The checksum\n"
            "goes on from `seed`, over the memory after the read. With a `seal` (its tag is that of the bytes in the\n"
-           "file) they are decrypted in place instead, and the checksum is 0. Never waits for I/O.\n\n"
+           "file) they are decrypted in place instead, and the checksum is 0. With a larger `size` they are a frame, and\n"
+           "decoded in place to so many bytes; the checksum is the frame's. Never waits for I/O.\n\n"
            "Raises ValueError (negative, address or size 0, beyond any file or memory), RuntimeError (closed, or\n"
            "\"queue full\": MAX_OPS transfers are submitted and not polled).")
       .def("write", &write, "fd"_a, "offset"_a, "address"_a, "size"_a, "seed"_a = 0, "seal"_a = nb::none(),
+           "codec"_a = nb::none(), "stored"_a = 0,
            "Queue the write of `size` bytes at `address` to `offset`, otherwise as read(). The checksum is that of\n"
-           "the memory before the write.")
+           "the memory before the write. With a `codec` a frame of `stored` bytes, fewer than `size`, is written instead.")
       .def("poll", &poll_transfers,
-           "list[(ticket, error, crc, seconds)]: the transfers finished since the last poll, each exactly once. Error\n"
-           "is 0 or an errno: EIO when the file ends within a read, ENOSPC when a write moves nothing; what the\n"
-           "kernel cuts short is continued. crc is 0 after an error. `seconds` runs from the hand-over to the kernel\n"
-           "to the completion; neither queue nor checksum are in it. Never blocks.")
+           "list[(ticket, error, crc, seconds, stored, coded_s, codec)]: the transfers finished since the last poll, each\n"
+           "exactly once. Error is 0 or an errno: EIO when the file ends within a read, ENOSPC when a write moves\n"
+           "nothing, EFBIG when a frame doesn't fit, EBADMSG when what was read is none, ENOTSUP when its codec isn't\n"
+           "known or can't be used here; what the kernel cuts short is continued. crc is 0 after an error. `seconds` runs\n"
+           "from the hand-over to the kernel to the completion; neither queue nor checksum are in it. `stored`: the bytes\n"
+           "of a frame that count, 0 where there is none; `coded_s`: seconds that making or decoding it took; `codec`: of\n"
+           "one that was read, or isn't known, its codec's name. Never blocks.")
       .def(
           "wait", [](FileIo& self, double timeout_s) { return self.wait(std::chrono::duration<double>(timeout_s)); },
           "timeout_s"_a, ReleaseGil(),
@@ -366,6 +376,7 @@ NB_MODULE(_native, m) {
   bind_key_table(m);
   bind_cuda(m);
   bind_aead(m);
+  bind_codec(m);
   bind_wire(m);
   m.def("cpu_copy_path", &copy_path,
         "How large copies are stored on this CPU: \"avx512\" or \"avx2\" (non-temporal), or \"memcpy\".");

@@ -61,7 +61,7 @@ void FileIo::RingWorker::take_completions() {
 
 void FileIo::RingWorker::land(std::size_t slot) {
   Operation& operation = operations_[slot];
-  if (operation.bounce) spare_.push_back(operation.leave_bounce());
+  operation.leave_bounce(io_.bounces_);
   landed_.push_back(slot);
   const std::lock_guard lock(io_.mutex_);
   io_.completed(operation);
@@ -78,12 +78,10 @@ void FileIo::RingWorker::start_more() {
     }
     const std::size_t slot = free_.back();
     free_.pop_back();
-    std::unique_ptr<Bounce> spare;
-    if (operation->transfer.seal && operation->writes() && !spare_.empty()) {
-      spare = std::move(spare_.back());
-      spare_.pop_back();
-    }
-    operation->begin(spare) ? hand_over(slot) : land(slot);
+    const bool begun = operation->begin(io_.bounces_);
+    if (operation->encodes()) io_.encoded();
+    begun ? hand_over(slot) : land(slot);
+    if (operation->computes_first()) return;  // that took its time: whoever waits for a read comes next
   }
 }
 
@@ -93,11 +91,14 @@ bool FileIo::RingWorker::finish_one() {
   const std::size_t slot = landed_.front();
   Operation& operation = operations_[slot];
   operation.finish();
+  bool is_idle;
   {
     const std::lock_guard lock(io_.mutex_);
-    io_.report(operation);
+    is_idle = io_.report(operation);
   }
+  if (is_idle) io_.bounces_.drop();
   operation.transfer.seal.reset();  // and with the last of those who have it goes the key
+  operation.transfer.codec.reset();
   landed_.erase(landed_.begin());
   free_.push_back(slot);
   return true;

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <future>
@@ -31,24 +30,6 @@ inline void clear_event(const Descriptor& event) {
   static_cast<void>(!eventfd_read(event.get(), &count));
 }
 
-// What is written encrypted is encrypted into this, piece by piece: a piece is on the drive before the next. A page of
-// 2 MiB, where there is one: for direct I/O the kernel looks at each page.
-struct Bounce {
-  static constexpr std::size_t kBytes = std::size_t{2} << 20;
-  static constexpr std::align_val_t kAlign{kBytes};
-
-  explicit Bounce(std::shared_ptr<const Crypto> crypto)
-      : sealer(std::move(crypto)), bytes(static_cast<std::uint8_t*>(::operator new(kBytes, kAlign))) {
-    madvise(bytes, kBytes, MADV_HUGEPAGE);
-  }
-  ~Bounce() { ::operator delete(bytes, kAlign); }
-  Bounce(const Bounce&) = delete;
-  Bounce& operator=(const Bounce&) = delete;
-
-  Sealer sealer;
-  std::uint8_t* const bytes;
-};
-
 // One transfer, from the moment it is taken from the queue.
 struct FileIo::Operation : Queued {
   std::uint64_t moved = 0;
@@ -57,19 +38,27 @@ struct FileIo::Operation : Queued {
   std::uint32_t crc = 0;
   Clock::time_point handed_over{};
   std::chrono::duration<double> lasted{};
-  std::unique_ptr<Bounce> bounce{};  // of a write that is encrypted
-  std::uint64_t ready = 0;           // of such a write: so much is encrypted
+  std::unique_ptr<Bounce> bounce{};  // of a write that is coded or encrypted
+  std::unique_ptr<Sealer> sealer{};  // of one that is encrypted and not coded: piece by piece, each before the next
+  std::uint64_t ready = 0;           // of a write through a bounce: so much is in it, or was
+  std::uint64_t counted = 0;         // bytes of a frame
+  std::chrono::duration<double> coded{};
+  std::string codec{};  // of a frame that was read
 
   bool writes() const { return transfer.direction == Direction::kWrite; }
+  bool encodes() const { return writes() && transfer.is_frame(); }
+  bool computes_first() const { return writes() && (transfer.is_frame() || transfer.seal); }
   Ring::Range rest() const;
   std::int64_t call() const;
   bool settled_by(std::int64_t result);
-  bool begin(std::unique_ptr<Bounce>& spare) noexcept;  // false: an error
-  bool go_on() noexcept;                                // what is to be written next is there; false: an error
-  std::unique_ptr<Bounce> leave_bounce() noexcept;      // when all is written, or an error
-  void finish() noexcept;                               // of what the kernel is done with
-  void add_checksum();
+  bool begin(Bounces& bounces) noexcept;         // false: an error
+  bool go_on() noexcept;                         // what is to be written next is there; false: an error
+  void leave_bounce(Bounces& bounces) noexcept;  // when all is written, or an error
+  void finish() noexcept;                        // of what the kernel is done with
+  void encode() noexcept;
+  void decode() noexcept;
   void unseal() noexcept;
+  void add_checksum();
 };
 
 // One ring and its thread. It hands over first and computes then, so that the kernel always has something to do.
@@ -110,7 +99,6 @@ class FileIo::RingWorker {
   bool armed_ = false;
   std::vector<Operation> operations_;
   std::vector<std::size_t> free_;    // slots
-  std::vector<std::unique_ptr<Bounce>> spare_;  // at most as many as are in flight
   std::vector<std::size_t> landed_;  // slots: completed by the kernel and not reported, oldest first
 };
 

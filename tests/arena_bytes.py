@@ -3,6 +3,7 @@
 import hashlib
 import mmap
 
+import numpy as np
 from kvtierd import SLOT, KVTierd, Worker
 
 from kvtier.block import SLOT_UNIT
@@ -29,3 +30,10 @@ class ArenaBytes:
 def content_of(key: bytes, size: int = SLOT) -> bytes:
     """The bytes that a test's engine saves under this key: every byte depends on it."""
     return hashlib.shake_128(key).digest(size)
+
+
+def values_of(key: bytes, size: int = SLOT) -> bytes:
+    """Likewise, but such as keys and values are: bf16 numbers of about 1, which a codec makes smaller."""
+    seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+    numbers = np.random.Generator(np.random.PCG64(seed)).standard_normal(size // 2, np.float32)
+    return (numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes()

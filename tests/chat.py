@@ -1,6 +1,7 @@
 """An engine for tests whose blocks are of real bytes: what it loads must be what it saved."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,20 @@ def nvme_settings(folder: Path, **more: object) -> dict[str, object]:
 
 
 class Chat:
-    """An engine with one worker, whose blocks are of real bytes."""
+    """An engine with one worker, whose blocks are of real bytes: what `content` makes of a key."""
 
-    def __init__(self, daemon: KVTierd, model: str = "model", lend: int = 8) -> None:
+    def __init__(
+        self,
+        daemon: KVTierd,
+        model: str = "model",
+        lend: int = 8,
+        *,
+        content: Callable[[bytes, int], bytes] = content_of,
+        codec: str = "",
+    ) -> None:
         name = f"engine {next(NAMES)}"
-        self.daemon = daemon
-        self.engine = Engine(daemon.socket, name, block_bytes=BLOCK, lend=lend, model=model)
+        self.daemon, self.content = daemon, content
+        self.engine = Engine(daemon.socket, name, block_bytes=BLOCK, lend=lend, model=model, codec=codec)
         self.arena = ArenaBytes(daemon, name)
 
     def __enter__(self) -> "Chat":
@@ -41,17 +50,22 @@ class Chat:
         for key in unpack_keys(packed):
             while not self.engine.lent:
                 self.engine.lent += unpack_slots(self.engine.hear(protocol.Lend).slots).tolist()
-            self.arena.write(self.engine.lent[0], content_of(key, BLOCK))
+            self.arena.write(self.engine.lent[0], self.content(key, BLOCK))
             self.engine.save(key)
 
     def load(self, packed: bytes) -> int:
         """How many were found, from the first on; what was found must be right."""
+        found = self.read(packed)
+        for key, block in zip(unpack_keys(packed), found):
+            assert block in (None, self.content(key, BLOCK)), "wrong bytes were served"
+        return next((i for i, block in enumerate(found) if block is None), len(found))
+
+    def read(self, packed: bytes) -> list[bytes | None]:
+        """What is served of each block; None where it isn't found."""
         slots = self.engine.lookup(packed)
-        for key, slot in zip(unpack_keys(packed), slots, strict=True):
-            if slot < BELOW:
-                assert self.arena.read(slot, BLOCK) == content_of(key, BLOCK), "wrong bytes were served"
+        found = [self.arena.read(slot, BLOCK) if slot < BELOW else None for slot in slots]
         self.engine.release(len(slots))
-        return next((i for i, slot in enumerate(slots) if slot >= BELOW), len(slots))
+        return found
 
 
 def turn(chat: Chat, session: str, keys: bytes, tenant: bytes = b"", **counts: int) -> None:
@@ -73,7 +87,7 @@ def save(chat: Chat, request: str, keys: bytes) -> list[int]:
             while not chat.engine.lent:
                 chat.engine.lent += unpack_slots(chat.engine.hear(protocol.Lend).slots).tolist()
             slot = chat.engine.lent.pop(0)
-            chat.arena.write(slot, content_of(key, BLOCK))
+            chat.arena.write(slot, chat.content(key, BLOCK))
             chat.engine.say(protocol.Commit(key, np.array([slot], "<u4").tobytes(), before, request))
             filled.append(slot)
         before = key

@@ -7,6 +7,8 @@ import numpy as np
 from kvtier.admission import Budget
 from kvtier.away import Away
 from kvtier.block import NO_KEY, pack_keys, unpack_keys
+from kvtier.codec import RAW
+from kvtier.coding import Coding
 from kvtier.decision import Ask
 from kvtier.estimators import Link
 from kvtier.extents import Extents
@@ -15,6 +17,7 @@ from kvtier.transfer import Demote, Erase, Finished, Promote, Remember, Seek, Tr
 
 MIB = 1024**2
 BLOCK = MIB // 4
+FRAME = BLOCK * 5 // 8
 TOKENS = 16
 RED = b"red".ljust(32)
 STAGE_S, REMOTE_S = 30.0, 10.0
@@ -39,7 +42,7 @@ def asked(orders: list[Transfer]) -> list[list[int]]:
 
 @dataclass
 class Remote:
-    """What lies there: a key's namespace and bytes. Nodes may share it."""
+    """What lies there: a key's namespace and bytes. Nodes may share it. Frames are FRAME bytes."""
 
     blocks: dict[tuple[int, bytes], int] = field(default_factory=dict)
     namespaces: dict[int, bytes] = field(default_factory=dict)
@@ -63,9 +66,12 @@ class Remote:
             return Finished(order.ticket, sizes=found)
         name = order.namespace, order.key
         if isinstance(order, Promote):
-            return Finished(order.ticket, "" if name in self.blocks else "gone", origin=self.origins.get(name, b""))
+            fault, origin = "" if name in self.blocks else "gone", self.origins.get(name, b"")
+            return Finished(order.ticket, fault, origin=origin, stored=self.blocks.get(name, 0))
         if isinstance(order, Demote):
-            self.blocks[name], self.origins[name] = order.size, order.origin
+            stored = order.size if order.codec == RAW else FRAME
+            self.blocks[name], self.origins[name] = stored, order.origin
+            return Finished(order.ticket, stored=stored)
         else:
             assert isinstance(order, Erase), order
             self.blocks.pop(name, None)
@@ -73,13 +79,22 @@ class Remote:
 
 
 class FarStore:
-    def __init__(self, drives: bool = True, remote: Remote | None = None, slabs: int = 8, is_chain: bool = True) -> None:
+    def __init__(
+        self,
+        drives: bool = True,
+        remote: Remote | None = None,
+        slabs: int = 8,
+        is_chain: bool = True,
+        coding: Coding | None = None,
+        far_coding: Coding | None = None,
+    ) -> None:
+        """`coding`: what blocks are written with to the drives, and to the remote; without, as they are."""
         self.now = 0.0
         self.remote = remote or Remote()
         self.store = BlockStore(slabs * 2 * MIB, lend_share=0.5, lease_share=0.5)
         if drives:
-            self.store.attach(Extents(16, 2 * MIB), Budget(2**50, 0.0), STAGE_S, {})
-        self.store.attach_remote(Budget.of_rate(2**30, 0.0), Link(0.001, 1e9), REMOTE_S)
+            self.store.attach(Extents(16, 2 * MIB), Budget(2**50, 0.0), STAGE_S, {}, None, coding)
+        self.store.attach_remote(Budget.of_rate(2**30, 0.0), Link(0.001, 1e9), REMOTE_S, far_coding)
         self.is_chain = is_chain
         self.store.join(ENGINE, RED, BLOCK, TOKENS, 16, 0.0, is_chain=is_chain)
         self.store.lends()
@@ -129,7 +144,7 @@ class FarStore:
         """These lie in the remote, and that is known."""
         self.remote.put(*these)
         for number in these:
-            self.away.known.there(key(number), BLOCK, self.now)
+            self.away.known.there(key(number), self.remote.blocks[0, key(number)], self.now)
 
     # --- its tiers ---------------------------------------------------------------------------------------------
 
@@ -139,7 +154,8 @@ class FarStore:
 
     def finish(self, orders: list[Transfer], fault: str = "") -> None:
         for order in orders:
-            self.store.finished(Finished(order.ticket, fault, checksum=order.ticket), self.now)
+            stored = order.place_bytes if isinstance(order, Demote | Promote) and not fault else 0
+            self.store.finished(Finished(order.ticket, fault, checksum=order.ticket, stored=stored), self.now)
 
     def start_far(self, writable: bool = True) -> list[Transfer]:
         """What the remote is to do now."""

@@ -143,10 +143,12 @@ def root_file(folder: Path, root: str = "5a" * 32) -> Path:
     return file
 
 
-def scheduler_hello(engine: str = "engine", model: str = "model", block_bytes: int = SLOT, lend: int = 8) -> protocol.Hello:
+def scheduler_hello(
+    engine: str = "engine", model: str = "model", block_bytes: int = SLOT, lend: int = 8, codec: str = ""
+) -> protocol.Hello:
     """`model` stands for all facts of the namespace."""
     namespace = model.encode().ljust(32, b".")
-    return protocol.Hello(protocol.VERSION, protocol.SCHEDULER, engine, namespace, block_bytes, 16, lend)
+    return protocol.Hello(protocol.VERSION, protocol.SCHEDULER, engine, namespace, block_bytes, 16, lend, codec=codec)
 
 
 def worker_hello(engine: str = "engine") -> protocol.Hello:

@@ -24,6 +24,7 @@ class Machine(System):
         self.release, self.uring_refusal, self.direct_refusal = "6.8.0-generic", "", ""
         self.synced: bool | None = True
         self.owners: dict[str, int] = {}  # of files that a test can't give away
+        self.zstd, self.isas = "1.5.4", ["avx2", "portable"]
         self.crypto, self.packages = "OpenSSL 3.0.22", {"vllm": "0.32.0"}
         self.all_space = Space(1000 * GIB, 900 * GIB)
         self.uid, self.may_write = os.geteuid(), True
@@ -82,6 +83,12 @@ class Machine(System):
 
     def libcrypto(self) -> str:
         return self.crypto
+
+    def libzstd(self) -> str:
+        return self.zstd
+
+    def codec_isas(self) -> list[str]:
+        return self.isas
 
     def space(self, folder: str | Path) -> Space | None:
         return self.all_space

@@ -31,6 +31,7 @@ _BY_NAME = {
     "gpu": st.just(b"") | st.binary(min_size=64, max_size=64),
     "gpu_uuid": st.just(b"") | st.binary(min_size=16, max_size=16),
     "gpu_stamp": st.just(b"") | st.binary(min_size=8, max_size=8),
+    "codec": st.sampled_from(["", "int8:bf16:64", "int4:fp16:128"]),
     "copies": st.sampled_from(protocol.COPIES),
     "version": st.just(protocol.VERSION),
     "counts": st.dictionaries(texts, counts, max_size=4),

@@ -14,9 +14,9 @@ TOKENS = 128  # of one block
 PACE = {**Prefill(0.008, 26e-6, 0.6e-9, 8192, 100).to_counts(), "arrivals_mhz": 1000, "busy_permille": 300}
 
 
-def decisions_of(ghosts: Ghosts) -> Decisions:
+def decisions_of(ghosts: Ghosts | None = None) -> Decisions:
     """With fast drives."""
-    made = Decisions(ghosts, Stats())
+    made = Decisions(ghosts or Ghosts(), Stats())
     made.mode = "decide"
     made.drives = Link(0.001, 7e9)
     made.join(ENGINE, "red", 0.0)

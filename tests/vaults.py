@@ -48,7 +48,7 @@ def is_legible(vault: Vault, sealing: Sealing, hidden: bytes) -> bool:
     memory = _native.Arena.create(2 << 20, "kvtier-test", pin=False)
     io.read(fd, 0, memory.address, len(hidden), 0, native)
     io.wait(30)
-    ((_, error, _, _),) = io.poll()
+    ((_, error, *_),) = io.poll()
     io.close()
     os.close(fd)
     return error == 0 and memory.view()[: len(TEXT)].tobytes() == TEXT

@@ -59,6 +59,7 @@ class KVTierConnector(OffloadingConnector):
         self._settings = Config(CONNECTOR, extra.get("kvtier", {}), "kv_connector_extra_config.kvtier: ")
         if self._settings.text("copy.path") not in PATHS:
             raise ConfigError(f"kvtier: copy.path = {self._settings['copy.path']!r} is none of {', '.join(PATHS)}")
+        self._wish = identity.wish(self._settings.text("codec"), kv_cache_config)
         identity.require_hash(vllm_config)
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
             raise ConfigError("kvtier doesn't know pipeline parallel engines yet; use tensor parallel ranks")
@@ -85,7 +86,8 @@ class KVTierConnector(OffloadingConnector):
 
     def _scheduler_hello(self, engine: str, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> protocol.Hello:
         spec = KVTierSpec(build_offloading_config(vllm_config, kv_cache_config))
-        facts = identity.facts(vllm_config, kv_cache_config, spec.blocks_per_chunk, self._settings.text("weights_id"))
+        weights, wish = self._settings.text("weights_id"), self._wish
+        facts = identity.facts(vllm_config, kv_cache_config, spec.blocks_per_chunk, weights, wish)
         tokens = min(spec.tokens_per_block) * spec.blocks_per_chunk
         chunks = -(-vllm_config.scheduler_config.max_num_batched_tokens // tokens) * len(spec.tokens_per_block)
         block_bytes = spec.rank_bytes * spec.config.parallel.world_size
@@ -99,6 +101,7 @@ class KVTierConnector(OffloadingConnector):
             tokens,
             max(LEND_MIN, chunks * self._settings.count("save_steps")),
             int(_is_chain(kv_cache_config)),
+            str(wish or ""),
         )
 
     @classmethod

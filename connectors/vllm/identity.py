@@ -6,6 +6,7 @@ doubt a fact is in.
 """
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 import vllm
 from vllm.platforms import current_platform
 
+from kvtier.codec import LOSSY, ROWS, Codec
 from kvtier.errors import ConfigError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 FORMAT = 1  # of the bytes in a slot; see layout.py
 HASHES = ("sha256_cbor", "sha256")  # others can be forged or differ between processes
 SAMPLE_BYTES = 64 * 1024
 SAMPLES = 64  # of each weights file
+ELEMENTS = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}  # that a lossy codec takes
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".tensors")
 
 
@@ -35,12 +38,53 @@ def require_hash(vllm_config: "VllmConfig") -> None:
         )
 
 
-def facts(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig", blocks_per_chunk: int, weights_id: str) -> dict:
+def wish(codec: str, kv_cache_config: "KVCacheConfig") -> Codec | None:
+    """What blocks may go through below RAM, as the setting of this name has it; None: nothing that loses precision.
+
+    A codec sees rows of values and knows no layers: what shares a scale lies in a row, which must be within one head.
+    ConfigError: blocks have other values than such a codec takes.
+    """
+    if not codec:
+        return None
+    if codec not in LOSSY:
+        raise ConfigError(f"kvtier: codec = {codec!r} is none of {', '.join(LOSSY)}; what loses nothing needs no setting")
+    specs = [spec for group in kv_cache_config.kv_cache_groups for spec in _layers(group.kv_cache_spec)]
+    if odd := sorted({type(spec).__name__ for spec in specs if not hasattr(spec, "head_size")}):
+        raise ConfigError(
+            f"kvtier: codec = {codec!r} is for attention layers alone, and this model has {', '.join(odd)}, states that "
+            "would carry every error on; take codec away"
+        )
+    kinds = sorted({str(spec.dtype) for spec in specs})
+    if len(kinds) > 1 or kinds[0] not in ELEMENTS:
+        raise ConfigError(
+            f"kvtier: codec = {codec!r} needs bf16 or fp16 KV, and this engine's is {', '.join(kinds)}; start it with "
+            "--kv-cache-dtype auto and --dtype bfloat16 (or float16), or take codec away"
+        )
+    widths = math.gcd(*(size for spec in specs for size in (spec.head_size, spec.head_size_v) if size))
+    rows = [row for row in ROWS if widths % row == 0]
+    if not rows:
+        raise ConfigError(f"kvtier: codec = {codec!r} needs heads of a multiple of {min(ROWS)} values; take codec away")
+    return Codec(codec, ELEMENTS[kinds[0]], max(rows))
+
+
+def _layers(spec: "KVCacheSpec") -> list[Any]:
+    """One for each kind of layer in a group."""
+    return list(getattr(spec, "kv_cache_specs", {"": spec}).values())
+
+
+def facts(
+    vllm_config: "VllmConfig",
+    kv_cache_config: "KVCacheConfig",
+    blocks_per_chunk: int,
+    weights_id: str,
+    wished: Codec | None = None,
+) -> dict:
     """JSON values. Two engines share blocks exactly when all of them are equal."""
     model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
     hf = {k: v for k, v in model.hf_config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     spec = vllm_config.speculative_config
-    return {
+    made = {} if wished is None else {"codec": str(wished)}  # or else namespaces of before this was known are others
+    return made | {
         "format": FORMAT,
         "vllm": vllm.__version__,
         "weights": weights_id or weights_digest(vllm_config),

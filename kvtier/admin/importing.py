@@ -134,7 +134,7 @@ class Importing:
     async def _block(self, word: bytes, namespaces: dict[bytes, Namespace]) -> None:
         packed = word + await self._take(envelope.HEADER_BYTES - len(word))
         try:
-            header = envelope.unpack(packed)
+            header = envelope.unpack_raw(packed)
         except (Corrupt, OtherVersion) as error:
             raise Damaged(f"block {self._blocks + 1}: {error}") from None
         name = header.digest, header.key

@@ -13,6 +13,7 @@ from kvtier.cli.page import page, table
 from kvtier.config import DAEMON, Config, parse_toml
 from kvtier.decision_log import state_folder
 from kvtier.errors import ConfigError, DaemonError
+from kvtier.settings import drive_folders
 from kvtier.usage import examples
 
 SECONDS, SECONDS_MAX = 10.0, 600.0
@@ -44,7 +45,7 @@ def run(given: argparse.Namespace) -> None:
     paths, configured, io = given.nvme, "", "auto"
     if given.config is not None:
         settings = _settings(given.config)
-        paths = [Path(path.strip()) for path in settings.text("nvme.paths").split(",") if path.strip()]
+        paths = drive_folders(settings)
         configured, io = settings.text("cost.state"), settings.text("nvme.io")
     folder = given.state or state_folder(configured)
     with Console(file=sys.stderr).status(f"measuring for {given.seconds:g} s"):

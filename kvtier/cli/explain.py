@@ -146,6 +146,11 @@ def _verdict(record: Record) -> list[str]:
     if record.get("actual") is not None and offered:
         saved, net = record.get("saved_tokens", 0), record.get("saved_gpu_ms", 0)
         lines.append(f"{_count(saved)} tokens were not computed; that saved the engine {_ms(net)} ms, net of its cost")
+    for tier, (size, stored) in (record.get("frames") or {}).items():
+        lines.append(
+            f"{harmless(tier)}: a codec made {format_size(size)} of blocks into frames of {format_size(stored)}, "
+            f"{size / max(1, stored):.2f} times smaller"
+        )
     if record.get("regret_ms"):
         lines.append(f"the other arm would have been {_ms(record['regret_ms'])} ms faster, by the estimate")
     reason = record.get("reason")

@@ -4,18 +4,21 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from kvtier.codec import LOSSLESS
 from kvtier.config import format_size, parse_size
 from kvtier.errors import ConfigError
 from kvtier.replay import picture, report
 from kvtier.replay.arms import ARMS
 from kvtier.replay.caches import POLICIES
 from kvtier.replay.cluster import Shape, engines_needed
+from kvtier.replay.codecs import CODECS, CodecSpeed, Way, block_tokens_of, codecs_of
 from kvtier.replay.hits import STORE_POLICIES
 from kvtier.replay.node import CPU_BLOCKS_MIN, NVME_BLOCKS_MIN, Tiers
 from kvtier.replay.presets import BYTES_OF, GPUS, MODELS, gpu_of, model_of, speed_of
@@ -40,6 +43,7 @@ def add_parser(commands: Any) -> None:
         epilog=examples(
             "kvtier simulate trace.jsonl --hits-only --capacities 64GiB,256GiB,1TiB --policy min,lru,kvtier",
             "kvtier simulate trace.jsonl --model llama-3-8b --gpu h100 --cpu 512GiB --what-if 64GiB --plot out.png",
+            "kvtier simulate trace.jsonl --gpu a100 --cpu 64GiB --nvme 1TiB --codec none,exp12,expz",
             exits="0 good; 2 the trace can't be read, or wrong usage",
         ),
     )
@@ -80,6 +84,11 @@ def _add_tiers(group: Any) -> None:
     group.add_argument("--nvme-gbs", type=float, default=6.0, metavar="GB/S", help="its reads, all engines (%(default)g)")
     group.add_argument("--nvme-write-gbs", type=float, default=4.0, metavar="GB/S", help="its writes (%(default)g)")
     group.add_argument("--nvme-latency-ms", type=float, default=0.5, metavar="MS", help="of each block (%(default)g)")
+    codecs = "of the drives, in all arms; more: what the arm kvtier would have had with these"
+    group.add_argument("--codec", default="none", metavar="C,D", help=f"{codecs}; of {', '.join(CODECS)} (%(default)s)")
+    group.add_argument("--codec-threads", type=int, default=2, metavar="N", help="make and open frames (%(default)d)")
+    group.add_argument("--remote-gbs", type=float, default=1.25, metavar="GB/S", help="for the break-even (%(default)g)")
+    group.add_argument("--remote-latency-ms", type=float, default=1.0, metavar="MS", help="of the remote (%(default)g)")
     group.add_argument("--nvme-dwpd", type=float, default=1.0, metavar="X", help="drive writes a day (%(default)g)")
 
 
@@ -110,9 +119,9 @@ def _watched(question: Question, processes: int) -> Findings:
 
 
 def _question(given: argparse.Namespace) -> Question:
-    _require_above(0, given, "speed", "nvme_gbs", "nvme_write_gbs", "block_tokens")
+    _require_above(0, given, "speed", "nvme_gbs", "nvme_write_gbs", "remote_gbs", "codec_threads", "block_tokens")
     _require_above(-1, given, "requests", "engines", "tp", "static_tokens", "processes")
-    _require_above(-1e-9, given, "cpu_gbs", "nvme_latency_ms", "nvme_dwpd", "efficiency")
+    _require_above(-1e-9, given, "cpu_gbs", "nvme_latency_ms", "remote_latency_ms", "nvme_dwpd", "efficiency")
     policies = _names(given.policy, HIT_POLICIES, "policy", "--policy")
     arms = _names(given.arms, tuple(ARMS), "arm", "--arms")
     trace = read(given.trace, given.block_tokens)
@@ -124,19 +133,39 @@ def _question(given: argparse.Namespace) -> Question:
     more = _size(given.what_if, whole, "--what-if")
     if more and given.hits_only:
         raise ConfigError("--what-if asks how long requests wait, --hits-only that nobody wants to know; drop one")
-    if more and WHAT_IF_ARM not in arms:
-        raise ConfigError(f"--what-if is asked of the arm {WHAT_IF_ARM}, which --arms leaves out; name it there")
+    codecs, evened = _codecs(given, shape.tiers.nvme_bytes > 0)
+    block_bytes = shape.kv_bytes * block_tokens_of(shape.kv_bytes)
+    first, *others = (codec.in_places(block_bytes) for codec in codecs)
+    for option, is_asked in (("--what-if", more), ("--codec", others and not given.hits_only)):
+        if is_asked and WHAT_IF_ARM not in arms:
+            raise ConfigError(f"{option} is asked of the arm {WHAT_IF_ARM}, which --arms leaves out; name it there")
+    tiers = replace(shape.tiers, codec=first, codec_threads=given.codec_threads)
     capacities = sorted({max(1, capacity) for capacity in capacities})
     return Question(
         trace,
         policies,
         capacities,
-        shape,
+        replace(shape, tiers=tiers),
         [] if given.hits_only else arms,
         more,
+        others,
+        Way(given.remote_gbs * 1e9, given.remote_gbs * 1e9, given.remote_latency_ms / 1e3),
+        evened,
         draws=given.plot is not None,
         seed=given.seed,
     )
+
+
+def _codecs(given: argparse.Namespace, has_drives: bool) -> tuple[list[CodecSpeed], list[CodecSpeed]]:
+    """Of the drives: that of all arms, then those that are compared with it. And those whose break-evens are shown."""
+    kv = model_of(given.model).kv if given.kv_dtype == "auto" else given.kv_dtype
+    names, known = _names(given.codec, tuple(CODECS), "codec", "--codec"), codecs_of(kv)
+    if any(name not in known for name in names):
+        raise ConfigError(f"--codec {given.codec}: a cache of {kv} is left as it is; only bf16 and fp16 are made smaller")
+    if names != ["none"] and not has_drives:
+        raise ConfigError(f"--codec {given.codec}: there are no drives that could have one; give them room with --nvme")
+    evened = dict.fromkeys(name for name in ("none", *LOSSLESS, *names) if name in known)
+    return [known[name] for name in names], [known[name] for name in evened]
 
 
 def _shape(given: argparse.Namespace, trace: Trace) -> Shape:
@@ -180,12 +209,12 @@ def _size(text: str, whole: int, option: str) -> int:
 
 
 def _names(text: str, known: Sequence[str], what: str, option: str) -> list[str]:
-    """In the order of `known`."""
+    """As they are asked for, each once."""
     asked = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in asked if name not in known]
     if unknown or not asked:
         raise ConfigError(f"{option}: no {what} {', '.join(unknown) or 'is named'}; there is {', '.join(known)}")
-    return [name for name in known if name in asked]
+    return list(dict.fromkeys(asked))
 
 
 def _require_above(limit: float, given: argparse.Namespace, *names: str) -> None:

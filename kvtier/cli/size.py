@@ -7,8 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kvtier.config import GIB, format_size
+from kvtier.block import SLOT_UNIT
+from kvtier.codec import LOSSLESS
+from kvtier.config import GIB, TIB, format_size
 from kvtier.errors import ConfigError
+from kvtier.replay.codecs import RAW_SPEED, block_tokens_of, codecs_of
 from kvtier.replay.presets import BYTES_OF, MODELS, Model, model_of
 from kvtier.usage import examples
 
@@ -24,12 +27,16 @@ def add_parser(commands: Any) -> None:
         epilog=examples(
             "kvtier size",
             "kvtier size ./my-model/config.json --tp 4",
+            "kvtier size llama-3-8b --codec exp12",
             exits="0 good; 2 no such model, or wrong usage",
         ),
     )
     parser.add_argument("model", nargs="*", metavar="MODEL", help="a name, a config.json or its folder (all known names)")
     parser.add_argument("--kv-dtype", choices=("auto", *BYTES_OF), default="auto", help="of the cache (the model's own)")
     parser.add_argument("--tp", type=int, default=1, metavar="N", help="ranks that share its heads (%(default)d)")
+    parser.add_argument(
+        "--codec", choices=("none", *LOSSLESS), default="none", help="of blocks on drives and in a remote (%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -40,12 +47,22 @@ def run(given: argparse.Namespace) -> None:
     models = [model_of(name) for name in given.model or MODELS]
     if not given.model:  # all of them: what can't be split so is left out
         models = [model for model in models if not model.heads % given.tp]
-    rows = [counts(model, given.kv_dtype, given.tp) for model in models]
+    rows = [counts(model, given.kv_dtype, given.tp) | drive_counts(model, given.kv_dtype, given.codec) for model in models]
     if given.json:
         print(json.dumps({"models": rows}))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    columns = ("model", "attention", "KV", "a token", f"a rank of {given.tp}", "16 tokens", "32k tokens", "in 64 GiB")
+    columns = (
+        "model",
+        "attention",
+        "KV",
+        "a token",
+        f"a rank of {given.tp}",
+        "16 tokens",
+        "32k tokens",
+        "in 64 GiB",
+        "in 1 TiB NVMe",
+    )
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < 3 else "right", no_wrap=True)
     for row in rows:
@@ -59,6 +76,7 @@ def run(given: argparse.Namespace) -> None:
             format_size(16 * size),
             format_size(PROMPT_TOKENS * size),
             f"{64 * GIB // size:,} tokens",
+            f"{row['tokens_in_1_tib_nvme']:,} tokens",
         )
     console = Console()
     Console(width=console.width if console.is_terminal else FILE_COLUMNS).print(table)
@@ -83,6 +101,21 @@ def counts(model: Model, kv_dtype: str, ranks: int) -> dict[str, Any]:
         "ranks": ranks,
         "bytes_per_token_of_rank": model.kv_bytes_of_rank(ranks, kv_dtype),
         "notes": notes,
+    }
+
+
+def drive_counts(model: Model, kv_dtype: str, codec: str) -> dict[str, Any]:
+    """Of one block on drives, where it gets a place."""
+    known, of_token = codecs_of(model.kv if kv_dtype == "auto" else kv_dtype), model.kv_bytes(kv_dtype)
+    speed = known.get(codec, RAW_SPEED)
+    tokens = block_tokens_of(of_token)
+    in_ram = -(-of_token * tokens // SLOT_UNIT) * SLOT_UNIT
+    place = round(in_ram / speed.in_places(in_ram).ratio)
+    return {
+        "codec": speed.name,
+        "tokens_per_block": tokens,
+        "nvme_bytes_per_block": place,
+        "tokens_in_1_tib_nvme": TIB // place * tokens,
     }
 
 

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
+from kvtier.cli.codecs import tables_of
 from kvtier.cli.page import harmless, page, table
 from kvtier.config import format_size
 from kvtier.metrics import exposition
@@ -55,6 +56,7 @@ def render(before: dict[str, Any], now: dict[str, Any]) -> Group:
     tiers = [_device(now["tiers"]["gpu"])] if "gpu" in now["tiers"] else []
     tiers += [_drives(now["tiers"]["nvme"])] if "nvme" in now["tiers"] else []
     tiers += [_remote(now["tiers"]["remote"])] if "remote" in now["tiers"] else []
+    tiers += tables_of(now)
     engines = [_engines(now), *[_workers(now)] * bool(now["engines"])]
     return Group(title, _tiers(before, now), *tiers, *engines, _sessions(now), _decisions(now), _counters(now))
 

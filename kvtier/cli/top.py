@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvtier import observer
+from kvtier.cli.codecs import line_of
 from kvtier.cli.explain import LAST
 from kvtier.cli.page import harmless, page, short_count, short_size, short_time
 from kvtier.cli.sessions import add_sockets, admin_socket, table_of
@@ -176,8 +177,9 @@ def screen_of(seen: Seen, view: View, width: int, height: int) -> Group:
     """No more lines than `height`, none longer than `width`. Sessions have the lines that nothing else needs; `view`
     doesn't go beyond the last of them."""
     above: list[RenderableType] = [_title(seen, view, width), _tiers(seen)]
-    above += [*_remote(seen, width), *_sums(seen, width)]
-    lines = 4 + len(seen.now["tiers"]) + ("remote" in seen.now["tiers"])
+    below = [*_remote(seen, width), *_codecs(seen, width)]
+    above += [*below, *_sums(seen, width)]
+    lines = 4 + len(seen.now["tiers"]) + len(below)
     if seen.decisions and height >= HEIGHT_USUAL:
         above += ["", _decisions(seen.decisions, width)]
         lines += 2 + len(seen.decisions)
@@ -258,6 +260,12 @@ def _remote(seen: Seen, width: int) -> list[Text]:
     if remote["read_only"] and not remote["is_away"]:
         state += f"; no writes: {remote['reason']}"
     return [_line(f"remote: {remote['url']}, {state}", width)]
+
+
+def _codecs(seen: Seen, width: int) -> list[Text]:
+    """Where blocks are made smaller, by how much."""
+    line = line_of(seen.now)
+    return [_line(line, width)] if line else []
 
 
 def _decisions(records: Sequence[State], width: int) -> Table:

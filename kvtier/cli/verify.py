@@ -1,6 +1,7 @@
 """kvtier verify: reads every block of an NVMe tier that no kvtierd uses, and says which are not what was written.
 
-What is corrupt is forgotten, so that nobody comes upon it again. It was never served: a kvtierd verifies each read.
+What is corrupt is forgotten, so that nobody comes upon it again. It was never served: a kvtierd verifies each read. What
+can't be read now is left alone: another time or another kvtier may have it.
 """
 
 import json
@@ -36,9 +37,10 @@ class Report:
     """What was found."""
 
     blocks: int = 0
-    bytes: int = 0
+    bytes: int = 0  # that they take there
+    frames: int = 0  # of the blocks
     corrupt: int = 0  # bytes are not those that were written
-    unreadable: int = 0  # the drive reported an error
+    unreadable: int = 0  # and left alone: the drive reported an error, or nobody here knows the frame's codec
     bad_records: int = 0  # of the catalogue: dropped
     notes: list[str] = field(default_factory=list)
 
@@ -59,9 +61,10 @@ def run(paths: list[Path], *, as_json: bool, key_file: str = "") -> bool:
     if as_json:
         print(json.dumps(asdict(report)))
         return report.is_good
-    table = Table("checked", "corrupt, forgotten", "unreadable", "bad records, dropped", box=None, pad_edge=False)
+    table = Table("checked", "frames", "corrupt, forgotten", "unreadable", "bad records, dropped", box=None, pad_edge=False)
     table.add_row(
         f"{report.blocks:,} blocks, {format_size(report.bytes)}",
+        f"{report.frames:,}",
         f"{report.corrupt:,}",
         f"{report.unreadable:,}",
         f"{report.bad_records:,}",
@@ -75,22 +78,24 @@ def run(paths: list[Path], *, as_json: bool, key_file: str = "") -> bool:
 def _scrub(paths: list[Path], master: MasterKey | None) -> Report:
     capacity = sum((path / BLOCKS).stat().st_size for path in paths)
     tier = NvmeTier(paths, capacity, 0, master=master)
-    found, report = tier.recovered, Report(bad_records=tier.bad_records, notes=tier.notes)
+    found, report = tier.recovered, Report(bad_records=tier.bad_records)
     pages = -(-int(found.sizes.max(initial=1)) // PAGE_BYTES)  # for the largest block
     arena = _native.Arena.create(READS * pages * PAGE_BYTES, "kvtier-verify", pin=False)
-    tier.arena_address = arena.address
+    tier.move_arena(arena.address)
     with Progress(console=Console(file=sys.stderr), transient=True) as progress:
-        task = progress.add_task("reading", total=int(found.sizes.sum()))
+        task = progress.add_task("reading", total=int(found.stored.sum()))
         for row, done in _reads(tier, found, arena.size // READS // SLOT_UNIT):
-            size = int(found.sizes[row])
+            stored = int(found.stored[row])
             report.blocks += 1
-            report.bytes += size
+            report.bytes += stored
+            report.frames += stored < int(found.sizes[row])
             report.corrupt += done.fault == "corrupt"
             report.unreadable += done.fault not in ("", "corrupt")
             if done.fault == "corrupt":
                 place = int(found.places[row])
-                tier.start(Forget(-1 - row, place, place + size // SLOT_UNIT))
-            progress.advance(task, size)
+                tier.start(Forget(-1 - row, place, place + stored // SLOT_UNIT))
+            progress.advance(task, stored)
+    report.notes = tier.notes  # and what the reads have shown
     tier.close()
     return report
 
@@ -105,8 +110,8 @@ def _reads(tier: NvmeTier, found: Recovered, units: int) -> Iterator[tuple[int, 
         while row is not None and free:
             under_way[row] = slot = free.pop()
             key = found.keys[row * KEY_BYTES : (row + 1) * KEY_BYTES]
-            size, checksum, namespace = (int(column[row]) for column in (found.sizes, found.checksums, found.namespaces))
-            tier.start(Promote(row, key, slot, int(found.places[row]), size, checksum, namespace))
+            columns = found.places, found.sizes, found.checksums, found.namespaces, found.stored
+            tier.start(Promote(row, key, slot, *(int(column[row]) for column in columns)))
             row = next(rows, None)
         select.select([tier], [], [], WAIT_S)
         for done in tier.poll():

@@ -21,6 +21,7 @@ CHECKS = (
     Check("node", "versions", node.versions),
     Check("node", "kernel", node.kernel),
     Check("node", "libcrypto", node.libcrypto),
+    Check("node", "codecs", node.codecs),
     Check("node", "clock", node.clock),
     Check("memory", "room", memory.room),
     Check("memory", "cgroup", memory.cgroup),

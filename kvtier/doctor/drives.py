@@ -7,13 +7,13 @@ from pathlib import Path
 from kvtier.config import format_size
 from kvtier.doctor.facts import Facts
 from kvtier.doctor.findings import Finding, bad, ok, warn
+from kvtier.tiers.drives import BLOCKS
 
 OFF = "nvme.paths is empty: no such tier"
 DWPD_USUAL = 3.0  # what the most durable of usual drives are rated for
 IN_MEMORY = ("tmpfs", "ramfs")
 NOT_LOCAL = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "lustre", "fuse", "overlay")
 VIRTUAL = ("/virtio", "/vbd-", "/xvd")
-PAYLOAD = "blocks"  # tiers/drives.py
 
 
 def folders(facts: Facts) -> Iterator[Finding]:
@@ -117,7 +117,7 @@ def space(facts: Facts) -> Iterator[Finding]:
         folder = _existing(facts, path)
         found = facts.system.stat(folder)
         device = found.st_dev if found is not None else str(path)
-        payload = facts.system.stat(path / PAYLOAD)
+        payload = facts.system.stat(path / BLOCKS)
         there = payload.st_blocks * 512 if payload is not None else 0
         share = facts.settings.count("nvme.capacity") // len(facts.drives)
         needs[device] = needs.get(device, 0) + max(0, share - there)

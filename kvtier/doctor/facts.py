@@ -12,7 +12,7 @@ from kvtier.client import SYSTEM_FOLDER, usual_socket
 from kvtier.config import DAEMON, Config
 from kvtier.doctor.system import System
 from kvtier.errors import ConfigError, DaemonError
-from kvtier.settings import load
+from kvtier.settings import drive_folders, load
 
 TIMEOUT_S = 5.0
 DEFAULTS = "defaults"
@@ -70,7 +70,7 @@ class Facts:
 
     @property
     def drives(self) -> list[Path]:
-        return [Path(path.strip()) for path in self.settings.text("nvme.paths").split(",") if path.strip()]
+        return drive_folders(self.settings)
 
 
 def gather(

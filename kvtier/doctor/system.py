@@ -17,7 +17,7 @@ from pathlib import Path
 
 PROBE = ".kvtier-doctor"
 PROBE_BYTES = 4096
-LIBCRYPTO = "libcrypto.so.3"
+LIBCRYPTO, LIBZSTD = "libcrypto.so.3", "libzstd.so.1"
 STA_UNSYNC = 0x40  # of adjtimex
 TIMEX_BYTES, STATUS_AT = 208, 5 * 8  # of its struct on 64 bits: modes, offset, freq, maxerror, esterror, status
 IO_URING_SETUP = 425  # the number of the system call, on every processor
@@ -98,12 +98,17 @@ class System:
 
     def libcrypto(self) -> str:
         """Its version; empty: there is none that kvtierd could open."""
-        try:
-            version = ctypes.CDLL(LIBCRYPTO).OpenSSL_version
-        except (OSError, AttributeError):
-            return ""
-        version.restype = ctypes.c_char_p
-        return str(version(0).decode())
+        return _version_of(LIBCRYPTO, "OpenSSL_version", 0)
+
+    def libzstd(self) -> str:
+        """Likewise."""
+        return _version_of(LIBZSTD, "ZSTD_versionString")
+
+    def codec_isas(self) -> list[str]:
+        """The sets of instructions that codecs may use on this processor, the best first."""
+        from kvtier import _native  # what only reads files goes without it
+
+        return list(_native.codec_isas())
 
     def tls(self) -> str:
         return ssl.OPENSSL_VERSION
@@ -148,3 +153,12 @@ class System:
         finally:
             os.close(fd)
         return ""
+
+
+def _version_of(library: str, function: str, *arguments: int) -> str:
+    try:
+        version = getattr(ctypes.CDLL(library), function)
+    except (OSError, AttributeError):
+        return ""
+    version.restype = ctypes.c_char_p
+    return str(version(*arguments).decode())

@@ -73,6 +73,23 @@ GROUPED = (
         },
     ),
     counted(
+        "kvtier_transfer_spared_bytes_total",
+        "bytes not moved, because a codec made the blocks smaller",
+        "src dst",
+        {
+            "cpu nvme": "spared_write_bytes",
+            "nvme cpu": "spared_read_bytes",
+            "cpu remote": "remote_spared_write_bytes",
+            "remote cpu": "remote_spared_read_bytes",
+        },
+    ),
+    counted(
+        "kvtier_frames_larger_total",
+        "blocks that a codec did not make as small as was expected; written again at once",
+        "tier",
+        {"nvme": "larger_frames", "remote": "remote_larger_frames"},
+    ),
+    counted(
         "kvtier_decisions_total",
         "requests, by what was decided: offered blocks, or none",
         "choice",

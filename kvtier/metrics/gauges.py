@@ -1,10 +1,10 @@
 """Which series show what there is now: of the tiers, of their users, of the process. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from typing import Any
 
-from kvtier.metrics.family import COUNTER, GAUGE, Family, Snapshot, by_tier, by_word, gauge
+from kvtier.metrics.family import COUNTER, GAUGE, Family, Snapshot, Values, by_tier, by_word, gauge
 
 DAY_S = 86_400.0
 BREAKER_STATES = {"closed": 0, "half-open": 1, "open": 2}
@@ -30,6 +30,24 @@ def _drive_life_s(snapshot: Snapshot) -> float:
     return inf if days is None else days * DAY_S
 
 
+def _used_codec(state: Any) -> Mapping[str, Any]:
+    """What the codec in use has done in a tier; nothing where none is used."""
+    coding = state.get("coding") or {}
+    done: Mapping[str, Any] = coding.get("codecs", {}).get(str(coding.get("codec", "")).partition(":")[0], {})
+    return done
+
+
+def _codec_speeds(snapshot: Snapshot) -> Iterable[tuple[Values, Any]]:
+    for tier in ("nvme", "remote"):
+        used = _used_codec(snapshot["tiers"].get(tier, {}))
+        for way in ("encode", "decode"):
+            yield (tier, way), used.get(f"{way}_bytes_per_s", 0)
+
+
+def _codec_ratios(snapshot: Snapshot) -> Mapping[str, Any]:
+    return {tier: _used_codec(snapshot["tiers"].get(tier, {})).get("ratio") or 1 for tier in ("nvme", "remote")}
+
+
 def _word(version: str) -> str:
     """As a label's value."""
     return "".join(c for c in version if c.isalnum() or c in ".+-_")
@@ -44,6 +62,13 @@ NOW = (
     by_tier("kvtier_tier_capacity_bytes", "what a tier has room for; 0: there is no such tier", "gpu cpu nvme",
             "capacity_bytes"),
     by_tier("kvtier_tier_used_bytes", "what of it is taken", "gpu cpu nvme", "used_bytes"),
+    by_tier("kvtier_tier_block_bytes", "what the blocks of a tier have in RAM; more than is taken where a codec made them "
+            "smaller", "nvme", "block_bytes"),
+    by_word("kvtier_codec_ratio", "how many times smaller the codec that a tier uses now makes blocks; 1: it uses none",
+            "tier", "tiers.*.coding.codecs.*.ratio", _codec_ratios),
+    Family("kvtier_codec_bytes_per_second", GAUGE, "bytes of blocks that one thread encodes or decodes with the codec that "
+           "a tier uses now; 0: not measured", ("tier", "operation"), _codec_speeds,
+           "tiers.*.coding.codecs.*.encode_bytes_per_s, decode_bytes_per_s"),
     by_tier("kvtier_tier_blocks", "blocks that are in a tier", "gpu cpu nvme", "blocks"),
     by_tier("kvtier_tier_known_blocks", "blocks known to be in the remote", "remote", "known_there"),
     by_tier("kvtier_tier_waiting_blocks", "blocks that wait to be written to a tier", "gpu nvme remote", "candidates"),

@@ -4,6 +4,7 @@ trace      requests, as Mooncake's JSONL has them
 presets    models and GPUs: bytes a token, seconds a prompt
 sessions   what clients that know their conversations would have said
 caches     hit rates of reference policies
+codecs     what a codec makes of a tier, and where fetching begins to pay
 clock      events, links, an engine's pace
 node       a node's tiers: the BlockStore that kvtierd runs, on drives that only take time
 hits       hit rates of the store with each of its policies

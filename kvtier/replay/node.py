@@ -6,7 +6,7 @@ capacities, the write budget, link speeds. Seconds, tokens and blocks are true. 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from kvtier.estimators import Link, Prefill
 from kvtier.extents import EXTENT_BYTES_MIN, Extents, extent_bytes_for
 from kvtier.guard import Guard
 from kvtier.replay.clock import Clock, Wire
+from kvtier.replay.codecs import RAW_SPEED, CodecSpeed
 from kvtier.session import Hints
 from kvtier.staging import READING_BYTES_MAX
 from kvtier.store import DRIVE_BYTES_PER_S, DRIVE_LATENCY_S, BlockStore
@@ -37,7 +38,8 @@ _DEFAULTS = Config(DAEMON, {})
 
 @dataclass(frozen=True)
 class Tiers:
-    """What a node has below its GPUs. Bytes and seconds, true ones."""
+    """What a node has below its GPUs. Bytes and seconds, true ones. The codec is of the drives; its ratio, what it makes
+    of a place."""
 
     cpu_bytes: int
     nvme_bytes: int = 0
@@ -45,6 +47,18 @@ class Tiers:
     nvme_write_bytes_per_s: float = 4e9
     nvme_latency_s: float = 0.0005
     nvme_writes_per_day: float = 1.0  # of the drives' size
+    codec: CodecSpeed = RAW_SPEED
+    codec_threads: int = 1
+
+    def uncoded(self) -> "Tiers":
+        """Drives without a codec that do as much for blocks: a day's writes are so much more, as the room is."""
+        return replace(
+            self,
+            nvme_bytes=int(self.nvme_bytes * self.codec.ratio),
+            nvme_read_bytes_per_s=self.codec.reads(self.nvme_read_bytes_per_s, self.codec_threads),
+            nvme_write_bytes_per_s=self.codec.writes(self.nvme_write_bytes_per_s, self.codec_threads),
+            codec=RAW_SPEED,
+        )
 
 
 Answered = Callable[[str, int, np.ndarray], None]
@@ -67,6 +81,7 @@ class Node:
         the store's, which chooses what leaves RAM. `share`: of RAM that engines may hold, and that leases may; 0: as
         kvtierd has it."""
         self.answered: Answered = lambda engine, lease, slots: None  # who wants to hear of lookups that had to wait
+        tiers = tiers.uncoded()
         self.reads = Wire(clock, tiers.nvme_latency_s, tiers.nvme_read_bytes_per_s)
         self.writes = Wire(clock, tiers.nvme_latency_s, tiers.nvme_write_bytes_per_s)
         self.block_bytes = block_bytes

@@ -1,5 +1,6 @@
 """What was found, for people and for programs."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ from rich.table import Table
 from kvtier.config import format_size
 from kvtier.replay.arms import ARMS
 from kvtier.replay.cluster import Outcome
-from kvtier.replay.study import Findings
+from kvtier.replay.codecs import ENGINE_STEP_S, BreakEven, bytes_per_s_from_which_loading_pays
+from kvtier.replay.study import WHAT_IF_ARM, Findings
 
+PROMPT_TOKENS = 8192  # of the prompt that is shown as an example
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -46,7 +49,12 @@ def as_json(findings: Findings) -> dict[str, Any]:
             "cpu_bytes": shape.tiers.cpu_bytes,
             "nvme_bytes": shape.tiers.nvme_bytes,
             "nvme_read_bytes_per_s": shape.tiers.nvme_read_bytes_per_s,
+            "nvme_codec": shape.tiers.codec.name,
         }
+    if findings.break_evens:
+        said["break_even"] = [_even_counts(even) for even in findings.break_evens]
+    if findings.with_codecs:
+        said["codecs"] = {name: _counts(outcome) for name, outcome in findings.with_codecs.items()}
     if findings.with_more is not None:
         said["what_if"] = {"more_cpu_bytes": question.more_cpu_bytes, **_counts(findings.with_more)}
     return said
@@ -62,6 +70,10 @@ def render(findings: Findings) -> Group:
     parts: list[Any] = [title, "", _hits(findings)]
     if findings.arms:
         parts += ["", _node(findings), "", _arms(findings)]
+    if findings.break_evens and findings.arms:
+        parts += ["", _break_evens(findings)]
+    if findings.with_codecs:
+        parts += ["", _codecs(findings)]
     if findings.with_more is not None:
         parts += ["", _what_if(findings)]
     return Group(*parts, "", f"took {findings.took_s:.1f} s")
@@ -89,11 +101,12 @@ def _node(findings: Findings) -> str:
     drives = ""
     if tiers.nvme_bytes:
         drives = f", NVMe {format_size(tiers.nvme_bytes)} at {tiers.nvme_read_bytes_per_s / 1e9:g} GB/s"
-    prompt = shape.prefill.seconds(0, 8192)
+        drives += f" with {tiers.codec.name}" if tiers.codec.ratio > 1 else ""
+    prompt = shape.prefill.seconds(0, PROMPT_TOKENS)
     engines = "1 engine" if shape.engines == 1 else f"{shape.engines} engines"
     return (
         f"{engines}: {format_size(shape.kv_bytes)} a token, own cache {format_size(shape.cache_bytes)}, "
-        f"8,192 tokens computed in {prompt * 1e3:,.0f} ms\n"
+        f"{PROMPT_TOKENS:,} tokens computed in {prompt * 1e3:,.0f} ms\n"
         f"RAM {format_size(tiers.cpu_bytes)} at {shape.host_bytes_per_s / 1e9:g} GB/s an engine{drives}"
     )
 
@@ -117,6 +130,53 @@ def _arms(findings: Findings) -> Table:
     return table
 
 
+def _break_evens(findings: Findings) -> Group:
+    """By tier and codec: from how many tokens on fetching is faster, for one request alone."""
+    shape = findings.question.shape
+    assert shape is not None
+    prefill = shape.prefill
+    least = bytes_per_s_from_which_loading_pays(prefill, shape.kv_bytes, PROMPT_TOKENS, ENGINE_STEP_S)
+    pays = (
+        "no tier is fast enough to fetch them" if math.isinf(least) else f"fetching them pays from {least / 1e9:.2g} GB/s"
+    )
+    computed = _ms(prefill.seconds(0, PROMPT_TOKENS))
+    said = f"One request alone: {PROMPT_TOKENS:,} tokens are computed in {computed}; {pays}"
+    tokens = f"{PROMPT_TOKENS:,} tokens"
+    table = _table("tier", "codec", "ratio", "read GB/s", "write GB/s", "fetching pays from", tokens)
+    for even in findings.break_evens:
+        table.add_row(
+            even.tier,
+            even.codec.name,
+            f"{even.codec.ratio:.2f}",
+            f"{even.read_bytes_per_s / 1e9:.2f}",
+            f"{even.write_bytes_per_s / 1e9:.2f}",
+            "never" if even.tokens is None else f"{even.tokens:,} tokens",
+            _ms(even.load_s(PROMPT_TOKENS, shape.kv_bytes)),
+        )
+    return Group(said, table)
+
+
+def _codecs(findings: Findings) -> Table:
+    """What other codecs on the drives would bring."""
+    shape = findings.question.shape
+    assert shape is not None
+    table = _table(f"the drives with, {WHAT_IF_ARM}", "room", "hit tokens", "NVMe", "TTFT mean", "TTFT p99", "GPU-s saved")
+    now = findings.arms[WHAT_IF_ARM]
+    codecs = [shape.tiers.codec, *findings.question.other_codecs]
+    for codec, outcome in zip(codecs, [now, *findings.with_codecs.values()]):
+        counts = _counts(outcome)
+        table.add_row(
+            codec.name,
+            format_size(shape.tiers.nvme_bytes * codec.ratio),
+            f"{counts['hit_rate']:.1%}",
+            f"{counts['nvme_hit_rate']:.1%}",
+            _ms(counts["ttft_mean_s"]),
+            _ms(counts["ttft_p99_s"]),
+            f"{counts['gpu_s_saved']:,.0f}",
+        )
+    return table
+
+
 def _what_if(findings: Findings) -> str:
     assert findings.with_more is not None and findings.question.shape is not None
     now, then = _counts(findings.arms[findings.with_more.arm]), _counts(findings.with_more)
@@ -129,6 +189,18 @@ def _what_if(findings: Findings) -> str:
         change = then[name] / now[name] - 1
         lines.append(f"  {title}    {_ms(now[name])} -> {_ms(then[name])}   ({change:+.1%})")
     return "\n".join(lines)
+
+
+def _even_counts(even: BreakEven) -> dict[str, Any]:
+    """`tokens`: from which on fetching is faster; null: it never is."""
+    return {
+        "tier": even.tier,
+        "codec": even.codec.name,
+        "ratio": round(even.codec.ratio, 4),
+        "read_bytes_per_s": round(even.read_bytes_per_s),
+        "write_bytes_per_s": round(even.write_bytes_per_s),
+        "tokens": even.tokens,
+    }
 
 
 def _counts(outcome: Outcome) -> dict[str, Any]:

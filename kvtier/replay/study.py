@@ -14,11 +14,12 @@ import numpy as np
 
 from kvtier.replay.caches import POLICIES
 from kvtier.replay.cluster import Outcome, Shape, replay
+from kvtier.replay.codecs import BreakEven, CodecSpeed, Way, block_tokens_of, break_even
 from kvtier.replay.hits import STORE_POLICIES, hits_of_store
 from kvtier.replay.trace import Trace
 
 POLL_S = 0.2
-WHAT_IF_ARM = "kvtier"  # more RAM is asked of what kvtierd would do
+WHAT_IF_ARM = "kvtier"  # more RAM and other codecs are asked of what kvtierd would do
 CURVE_SHARES = tuple(float(share) for share in np.geomspace(0.005, 1.0, 16))  # of the unique blocks, for a picture
 
 
@@ -30,6 +31,9 @@ class Question:
     shape: Shape | None = None  # None: hit rates only
     arms: Sequence[str] = ()
     more_cpu_bytes: int = 0  # what if there were so much more RAM
+    other_codecs: Sequence[CodecSpeed] = ()  # and what if the drives had these
+    remote: Way | None = None  # of a remote, for the break-even alone
+    evened: Sequence[CodecSpeed] = ()  # whose break-evens are asked for
     draws: bool = False  # hit rates for a whole curve
     seed: int = 1
 
@@ -40,6 +44,8 @@ class Findings:
     hits: dict[tuple[str, int], float] = field(default_factory=dict)  # policy, capacity -> share of the prompt tokens
     arms: dict[str, Outcome] = field(default_factory=dict)
     with_more: Outcome | None = None
+    with_codecs: dict[str, Outcome] = field(default_factory=dict)
+    break_evens: list[BreakEven] = field(default_factory=list)
     took_s: float = 0.0
 
     def curve(self, policy: str) -> list[tuple[int, float]]:
@@ -67,23 +73,42 @@ def answer(question: Question, progress: Callable[[float], None], processes: int
         results = [future.result() for future in outcomes]
     finally:
         pool.shutdown(cancel_futures=True)
-    if question.more_cpu_bytes:
-        found.with_more = results.pop()
+    results, others = results[: len(question.arms)], results[len(question.arms) :]
     found.arms = {outcome.arm: outcome for outcome in results}
+    found.with_codecs = {codec.name: outcome for codec, outcome in zip(question.other_codecs, others)}
+    if question.more_cpu_bytes:
+        found.with_more = others[-1]
+    found.break_evens = list(_break_evens(question))
     found.took_s = time.monotonic() - begun
     return found
 
 
 def _arms(question: Question) -> list[tuple[str, Shape]]:
-    """What is replayed; the last is the node with more RAM."""
-    if question.shape is None:
+    """What is replayed: the arms, the node with other codecs, and last the one with more RAM."""
+    if question.shape is None or not question.arms:
         return []
+    tiers = question.shape.tiers
     arms = [(arm, question.shape) for arm in question.arms]
+    for codec in question.other_codecs:
+        arms.append((WHAT_IF_ARM, replace(question.shape, tiers=replace(tiers, codec=codec))))
     if question.more_cpu_bytes:
-        tiers = question.shape.tiers
         more = replace(tiers, cpu_bytes=tiers.cpu_bytes + question.more_cpu_bytes)
         arms.append((WHAT_IF_ARM, replace(question.shape, tiers=more)))
     return arms
+
+
+def _break_evens(question: Question) -> Iterator[BreakEven]:
+    """Of the drives and the remote, each with each codec."""
+    shape = question.shape
+    if shape is None or question.remote is None:
+        return
+    tiers, block_bytes = shape.tiers, shape.kv_bytes * block_tokens_of(shape.kv_bytes)
+    drives = Way(tiers.nvme_read_bytes_per_s, tiers.nvme_write_bytes_per_s, tiers.nvme_latency_s)
+    for codec in question.evened:
+        in_places = codec.in_places(block_bytes)
+        yield break_even("nvme", drives, in_places, tiers.codec_threads, shape.prefill, shape.kv_bytes)
+    for codec in question.evened:
+        yield break_even("remote", question.remote, codec, tiers.codec_threads, shape.prefill, shape.kv_bytes)
 
 
 def _cells(question: Question) -> Iterator[tuple[str, int]]:

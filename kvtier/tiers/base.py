@@ -10,9 +10,11 @@ The caller guarantees
 *   A place is written once: its next Demote begins after a Forget of it has finished, or after a restart that did not
     recover it; in a volatile tier at any time, for nobody wants what was there. Places don't overlap. A Forget or an
     Erase begins when no transfer of its places is under way.
+*   A Demote with a codec has a place with fewer bytes than its slot: at least SLOT_UNIT of them, a multiple of PLACE_GRAIN;
+    one without, as many. In an extent lie places of one size, and block.place_at names them.
 *   A Promote begins after its Demote has finished without a fault, or for a place that `recovered` named; with the key,
-    size and checksum from there. After an Erase, whatever came of it, there is none.
-*   An Erase names the place and the size of a Demote that has finished, or of a place that `recovered` named. Again,
+    both sizes and the checksum from there. After an Erase, whatever came of it, there is none.
+*   An Erase names the place and its size, of a Demote that has finished, or of a place that `recovered` named. Again,
     when it finished with a fault. Then the place stays empty until a Forget of it.
 *   At most TRANSFERS_MAX transfers are under way.
 
@@ -24,7 +26,9 @@ You guarantee
 *   A Promote without a fault: the slot holds the very bytes that were demoted under this key, checked by a checksum of
     the content and the key on every read. With a fault the slot holds anything. "corrupt" says that the bytes are lost
     for good, every other fault that they may be there another time.
-*   A Demote without a fault: a Promote gives the bytes back. With a fault nothing is there.
+*   A Demote without a fault: a Promote gives the bytes back, or what a lossy codec made of them. With a fault nothing is
+    there. "larger" says that the codec found no frame of this block that fits into the place, or can't be had here: the
+    same without it may be ordered at once. Finished.stored of a frame is what it would take at least; it takes the place.
 *   A Forget or a Remember without a fault survives a crash of the process. It takes effect in the order of starts: a
     block that is demoted under a namespace is never recovered without it, a place that was forgotten and written again
     never comes back as what it was.
@@ -47,9 +51,12 @@ there is learnt by asking, and others write and delete there too. Of it alone
 
 *   the caller says the key and the number of a namespace that was remembered in this life, also with an Erase; orders a
     Promote for what a Seek found; and has at most one Promote, and one Seek, of a key under way.
-*   A Seek without a fault: the size of each block that was there a moment ago, and 0 for each that wasn't.
+*   A Demote's `stored` is how many bytes its frame may have at most; Finished.stored says how many lie there now, also of
+    a block as it is.
+*   A Seek without a fault: how many bytes lie there of each block that was there a moment ago, and 0 for each that wasn't.
 *   A Promote may find nothing any more: "gone". Nobody knows what it should hold but the key: bytes that another node
-    wrote under it are as good. What is "corrupt" it deletes by itself.
+    wrote under it are as good, and a frame as good as the block, whatever a Seek said of it. Finished.stored says what
+    it was. What is "corrupt" it deletes by itself.
 *   A Demote with a fault may have written the block all the same, whole.
 *   An Erase without a fault: nothing is there under this key. What the other side keeps of the bytes is its business.
 *   A Demote without a fault is found after a crash of this process, a Flush adds nothing to it. What a crash of the other
@@ -83,7 +90,8 @@ class Recovered:
 
     keys: bytes = b""  # packed
     places: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
-    sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # bytes
+    sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # bytes in a slot
+    stored: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # bytes in their places; fewer: frames
     namespaces: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))  # numbers
     epochs: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     checksums: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))

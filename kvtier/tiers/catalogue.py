@@ -1,7 +1,7 @@
 """Which block lies where on the drives: one LMDB file, written at run time and read only at start.
 
-    records      place (big endian, so that an extent is one range) -> key, checksum, size, namespace, epoch, sequence,
-                 origin
+    records      place (big endian, so that an extent is one range) -> key, checksum, size, what it takes there,
+                 namespace, epoch, sequence, origin
     sealed       instead of these, where blocks are encrypted: with the seal of the block behind its origin
     remembered   digest of a namespace -> its number and epoch
     meta         the version, the store that the drives belong to, the root secret (masked, where blocks are encrypted)
@@ -24,16 +24,16 @@ import lmdb
 import numpy as np
 
 from kvtier import _native
-from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_UNIT
+from kvtier.block import KEY_BYTES, PLACE_GRAIN, SECRET_BYTES, SLOT_UNIT, place_at, position_of
 from kvtier.errors import DaemonError
 from kvtier.failpoint import reach
 from kvtier.tiers.base import Recovered
 from kvtier.tiers.catalogue_reader import COUNTS, DAMAGED, META, RECORDS, REMEMBERED, SEALED, TABLES
-from kvtier.tiers.drives import sync_folder, utc_stamp
+from kvtier.tiers.drives import begin_of, sync_folder, utc_stamp
 from kvtier.tiers.seals import SEAL_BYTES, SERIAL_BYTES
 from kvtier.transfer import ORIGIN_BYTES, Demote, Forget, Remember
 
-VERSION = 2
+VERSION = 3
 READ_TIMEOUT_S, READ_BYTES_PER_S = 20.0, 10e6  # the reader process may take so long, and longer for a large file
 QUARANTINE = ".corrupt-"  # and a time, behind the name of a file that can't be trusted
 QUARANTINED_MAX = 2  # files; older ones are deleted
@@ -49,6 +49,7 @@ _COLUMNS: list[tuple[str, str] | tuple[str, str, int]] = [
     ("key", f"V{KEY_BYTES}"),
     ("checksum", "<u4"),
     ("units", "<u4"),
+    ("pages", "<u4"),  # of PLACE_GRAIN: what it takes there; less than the block has, where it is a frame
     ("namespace", "<u4"),
     ("epoch", "<u8"),
     ("sequence", "<u8"),
@@ -56,7 +57,7 @@ _COLUMNS: list[tuple[str, str] | tuple[str, str, int]] = [
 ]
 RECORD = np.dtype([*_COLUMNS, ("crc", "<u4")])
 SEALED_RECORD = np.dtype([*_COLUMNS, ("seal", "u1", SEAL_BYTES), ("crc", "<u4")])
-_RECORD = struct.Struct(f"<{KEY_BYTES}sIIIQQ{ORIGIN_BYTES}s")  # behind the place, before the crc
+_RECORD = struct.Struct(f"<{KEY_BYTES}sIIIIQQ{ORIGIN_BYTES}s")  # behind the place, before the crc
 _PLACE, _CRC = struct.Struct(">I"), struct.Struct("<I")
 _REMEMBERED = struct.Struct("<IQ")
 _META = struct.Struct(f"<I16s{SECRET_BYTES}s")
@@ -68,8 +69,8 @@ assert TABLES[REMEMBERED][1] == _REMEMBERED.size + _CRC.size and TABLES[META][1]
 
 def record_of(demote: Demote, checksum: int, sequence: int, seal: bytes = b"") -> bytes:
     """`sequence` grows with each Demote for ever. `seal`: where blocks are encrypted."""
-    units = demote.size // SLOT_UNIT
-    fields = demote.key, checksum, units, demote.namespace, demote.epoch, sequence, demote.origin  # none: zeros
+    units, pages = demote.size // SLOT_UNIT, demote.place_bytes // PLACE_GRAIN
+    fields = demote.key, checksum, units, pages, demote.namespace, demote.epoch, sequence, demote.origin  # none: zeros
     return _proven(_PLACE.pack(demote.place) + _RECORD.pack(*fields) + seal)
 
 
@@ -168,7 +169,7 @@ class Catalogue:
         rows = _newest_of_each_key(rows)
         if not (np.diff(rows["place"].astype(np.int64)) > 0).all():
             rows = rows[np.argsort(rows["place"])]
-        rows = _only(~_overlapping(rows), rows)
+        rows = _only(~_overlapping(rows, self._extent_units), rows)
         self.bad_records = table.odd + len(table.rows) - len(rows)
         if self._serials is not None:
             good = len(rows)
@@ -177,11 +178,14 @@ class Catalogue:
         return rows
 
     def _fits(self, rows: np.ndarray) -> np.ndarray:
-        """bool[n]: lies in one extent of the space."""
-        first = rows["place"].astype(np.int64)
-        last = first + rows["units"] - 1
-        units = self._extent_units
-        return (last >= first) & (last < self._places) & (first // units == last // units)
+        """bool[n]: lies in one extent of the space, and takes no more there than it has."""
+        within, stored = rows["place"].astype(np.int64) % self._extent_units, _stored(rows)
+        good = (
+            (rows["place"] < self._places) & (stored >= SLOT_UNIT) & (stored <= rows["units"].astype(np.int64) * SLOT_UNIT)
+        )
+        end = begin_of(within, stored) + stored
+        is_place = (stored % SLOT_UNIT == 0) | (place_at(position_of(within, stored), stored) == within)
+        return good & is_place & (end <= self._extent_units * SLOT_UNIT)
 
     def _rebuild(self, records: np.ndarray, remembered: dict[bytes, tuple[int, int]]) -> None:
         """A fresh file takes the place of the former one."""
@@ -331,6 +335,7 @@ def _recovered(records: np.ndarray, remembered: dict[bytes, tuple[int, int]]) ->
         keys=records["key"][order].tobytes(),
         places=records["place"].astype(np.uint32)[order],
         sizes=records["units"].astype(np.int64)[order] * SLOT_UNIT,
+        stored=records["pages"].astype(np.int64)[order] * PLACE_GRAIN,
         namespaces=records["namespace"].astype(np.int32)[order],
         epochs=records["epoch"].astype(np.int64)[order],
         checksums=records["checksum"].astype(np.uint32)[order],
@@ -375,11 +380,20 @@ def _newest_of_each_key(rows: np.ndarray) -> np.ndarray:
     return rows[order[np.append(~replaced, True)]]
 
 
-def _overlapping(rows: np.ndarray) -> np.ndarray:
-    """bool[n]: shares a unit with another row. Nobody knows which of them is right. Rows are in the order of places."""
-    first = rows["place"].astype(np.int64)
-    end = first + rows["units"]
+def _stored(rows: np.ndarray) -> np.ndarray:
+    """Bytes; where a row says nothing that can be, one, so that it can be reckoned with."""
+    return np.maximum(rows["pages"].astype(np.int64) * PLACE_GRAIN, 1)
+
+
+def _overlapping(rows: np.ndarray, extent_units: int) -> np.ndarray:
+    """bool[n]: shares a byte with another row. Nobody knows which of them is right."""
+    extent, within = np.divmod(rows["place"].astype(np.int64), extent_units)
+    first = extent * extent_units * SLOT_UNIT + begin_of(within, _stored(rows))
+    order = np.argsort(first, kind="stable")
+    first, end = first[order], (first + _stored(rows))[order]
     overlapping = np.zeros(len(rows), bool)
     overlapping[1:] = first[1:] < np.maximum.accumulate(end)[:-1]
     overlapping[:-1] |= end[:-1] > first[1:]
-    return overlapping
+    found = np.empty(len(rows), bool)
+    found[order] = overlapping
+    return found

@@ -16,7 +16,7 @@ import lmdb
 
 RECORDS, SEALED, REMEMBERED, META = b"records", b"sealed", b"remembered", b"meta"
 # Bytes of a key, and of a value.
-TABLES: dict[bytes, tuple[int, int]] = {RECORDS: (4, 64), SEALED: (4, 96), REMEMBERED: (32, 16), META: (4, 56)}
+TABLES: dict[bytes, tuple[int, int]] = {RECORDS: (4, 68), SEALED: (4, 100), REMEMBERED: (32, 16), META: (4, 56)}
 COUNTS = struct.Struct("<QQ")
 DAMAGED = 3  # exit status: LMDB says that the file is no good
 

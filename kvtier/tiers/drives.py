@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kvtier.block import SLOT_UNIT
+from kvtier.block import SLOT_UNIT, Number, position_of
 from kvtier.config import format_size
 from kvtier.errors import DaemonError
 from kvtier.extents import EXTENT_BYTES_MIN, EXTENTS_MIN, extent_bytes_for
@@ -162,11 +162,11 @@ class Drives:
     def drive_of(self, place: int) -> int:
         return place // self._extent_units % self.drives
 
-    def locate(self, place: int) -> tuple[int, int]:
-        """(file descriptor, offset in bytes)"""
-        extent, units = divmod(place, self._extent_units)
+    def locate(self, place: int, stored: int = SLOT_UNIT) -> tuple[int, int]:
+        """(file descriptor, offset in bytes) of what has so many bytes there."""
+        extent, within = divmod(place, self._extent_units)
         row, drive = divmod(extent, self.drives)
-        return self._files[drive], row * self.extent_bytes + units * SLOT_UNIT
+        return self._files[drive], row * self.extent_bytes + begin_of(within, stored)
 
     def sync(self, drives: Iterable[int]) -> None:
         """What was written to these survives a crash of the machine. OSError: perhaps not."""
@@ -196,6 +196,12 @@ def sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def begin_of(within: Number, stored: Number) -> Number:
+    """The first byte, in its extent, of the place of this number there. Of arrays: of int64."""
+    begin = position_of(within, stored) * stored
+    return begin + (stored % SLOT_UNIT == 0) * (within * SLOT_UNIT - begin)  # whole units begin where their number says
 
 
 def _lock(path: Path) -> int:

@@ -1,26 +1,27 @@
 """The NVMe tier: blocks in one preallocated payload file a drive, and a catalogue of them that survives a crash.
 
-    Demote     write the bytes -> Finished -> record into the next commit
-    Promote    read the bytes, compare their checksum -> Finished
+    Demote     write the bytes, or a frame of them -> Finished -> record into the next commit
+    Promote    read the bytes, or the frame, compare their checksum -> Finished
     Forget     into the next commit -> Finished
     Erase      write zeros -> a Forget of its place into the next commit -> Finished
     Remember   into the next commit -> Finished
     Shred      drop the tenant's data keys -> the next commit, which overwrites them and syncs that -> Finished
     Flush      with the next commit -> Finished
 
-One thread calls, and owns all of this. `_native.FileIo` moves bytes, reads ahead of writes; Commits lends the catalogue
+One thread calls, and owns all of this. BlockIo moves bytes, reads ahead of writes; Commits lends the catalogue
 to a thread of its own, see there. A Forget, Erase or Remember that finishes with a fault may yet happen, in its place in
 the order.
 
-With a master key blocks are encrypted on FileIo's threads on their way to the drive, and opened there in their slots: a
-tag takes the place of the checksum. What a block is, its key, place, size and namespace, is bound to it.
+With a master key blocks, and frames, are encrypted on BlockIo's threads on their way to the drive, and opened there in
+their slots: a tag takes the place of the checksum. What a block is, its key, place, size and namespace, is bound to it;
+and how much lies there, since nothing shorter or longer has this tag.
 
 `read_only` after a write that failed lasts RETRY_S, then writes are tried again; after a commit that failed, until a
 retry works. What was under way is finished as the drives say.
 """
 
 import contextlib
-import mmap
+import errno
 import os
 import select
 import struct
@@ -30,13 +31,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from kvtier import _native
-from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_UNIT, BlockKey
+from kvtier.block import KEY_BYTES, SECRET_BYTES, SLOT_UNIT
 from kvtier.errors import DaemonError
 from kvtier.failpoint import reach
 from kvtier.tiers.base import Recovered
+from kvtier.tiers.block_io import BlockIo, can_make, is_frame, why_unknown
 from kvtier.tiers.catalogue import Catalogue, record_of
 from kvtier.tiers.commits import RETRY_S, WAITING_MAX, Commits, fault_of
 from kvtier.tiers.drives import CATALOGUE, KEYS, Drives
@@ -57,19 +57,23 @@ from kvtier.transfer import (
     tenant_of_origin,
 )
 
-IO_DEPTH, IO_THREADS = 12, 2  # transfers that the drives have at once; threads that compute checksums
+COUNTS = (  # since the start
+    *("read_bytes", "written_bytes", "erased_bytes"),  # of places
+    *("frames_written", "frames_read", "larger_frames"),  # the last: that didn't fit, and were not written
+    *("corrupt_blocks", "shredded_blocks", "failed_reads", "failed_writes"),
+)
 _CLOSE_WAIT_S = 1.0
 _BOUND = struct.Struct(f"<16s{KEY_BYTES}sIII")  # to what is encrypted: store, key, place, units, namespace
 
 
 class _Writing(NamedTuple):
-    demote: Demote
+    order: Demote
     sequence: int
     sealing: Sealing | None
 
 
 class _Reading(NamedTuple):
-    promote: Promote
+    order: Promote
     seal: _native.Seal | None
 
 
@@ -89,17 +93,13 @@ class NvmeTier:
         limit of the catalogue's file, 0 for enough. `root`: the secret that keys are made with; empty: that of those who
         wrote here. `master`: blocks are encrypted with keys that it wraps. DaemonError says what can't be used and which
         setting cures it."""
-        self.arena_address = arena_address
-        try:
-            self._io = _native.FileIo(depth=IO_DEPTH, threads=IO_THREADS, backend=io)
-        except (ValueError, OSError) as error:
-            raise DaemonError(f'nvme.io = "{io}": {error}; set it to "auto"') from error
         self._files = files = Drives(paths, capacity, encrypted=master is not None)
         self.drives, self.extents, self.extent_bytes = files.drives, files.extents, files.extent_bytes
         self.rated_bytes = files.rated_bytes
         self._seals = Seals(files.extent_bytes // SLOT_UNIT)
         self._vault: Vault | None = None
         try:
+            self._io = BlockIo(files, io, arena_address)
             self._open(map_bytes_max, root, master)
         except DaemonError:
             if self._vault is not None:
@@ -108,7 +108,7 @@ class NvmeTier:
             raise
         self.root, self.bad_records = self._catalogue.root, self._catalogue.bad_records
         self.recovered, self._catalogue.recovered = self._catalogue.recovered, Recovered()  # large, and the store's now
-        self.io_backend: str = self._io.backend
+        self.io_backend = self._io.backend
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller = select.epoll()
         self._poller.register(self._wake, select.EPOLLIN)
@@ -117,13 +117,12 @@ class NvmeTier:
         self._under_way: dict[int, _Writing | _Reading | Erase] = {}  # by the I/O's ticket
         self._shredding: dict[bytes, int] = {}  # by tenant: keys that are dropped, and perhaps not durably
         self._shreds: dict[int, bytes] = {}  # by ticket: tenants
-        self._zeros = _zeros(self.extent_bytes)
         self._done: list[Finished] = []  # for the next poll
         self._sequence = self._catalogue.next_sequence
         self._refused, self._refused_until = "", 0.0  # fault of the last write that failed; time.monotonic
         self._closed = False
-        self._read_bytes = self._written_bytes = self._erased_bytes = 0
-        self._failed_reads = self._failed_writes = self._corrupt_blocks = self._shredded_blocks = 0
+        self._counts = dict.fromkeys(COUNTS, 0)
+        self._unknown: set[str] = set()  # codecs of frames that nobody here can decode
 
     def _open(self, map_bytes_max: int, root: bytes, master: MasterKey | None) -> None:
         """Vault and catalogue. DaemonError."""
@@ -151,7 +150,8 @@ class NvmeTier:
         """What an operator should read, one line each."""
         fallback = [f"NVMe I/O by threads: {self._io.fallback}"] if self._io.fallback else []
         of_keys = [] if self._vault is None else self._vault.notes
-        return self._files.notes + of_keys + self._catalogue.notes + fallback
+        unknown = [f"frames by {codec} can't be read here: {why_unknown(codec)}" for codec in sorted(self._unknown)]
+        return self._files.notes + of_keys + self._catalogue.notes + fallback + unknown
 
     @property
     def read_only(self) -> bool:
@@ -166,6 +166,10 @@ class NvmeTier:
         if self._commits.waiting >= WAITING_MAX:
             return "full"
         return self._refused if time.monotonic() < self._refused_until else ""
+
+    def move_arena(self, address: int) -> None:
+        """Slots are there from now on. Nothing is under way."""
+        self._io.arena_address = address
 
     # --- transfers -------------------------------------------------------------------------------------------
 
@@ -203,14 +207,17 @@ class NvmeTier:
     def _advance(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        for ticket, error, checksum, seconds in self._io.poll():
+        for ticket, error, checksum, seconds, stored, coded_s, codec in self._io.poll():
             ended = self._under_way.pop(ticket)
             if isinstance(ended, Erase):
                 self._overwritten(ended, error, seconds)
-            elif isinstance(ended, _Reading):
-                self._done.append(self._promoted(*ended, error, checksum, seconds))
+                continue
+            done = Finished(ended.order.ticket, "", checksum, seconds, stored=stored, coded_s=coded_s, codec=codec)
+            if isinstance(ended, _Reading):
+                fault = self._promoted(*ended, error, done)
             else:
-                self._done.append(self._demoted(*ended, error, checksum, seconds))
+                fault = self._demoted(*ended, error, done)
+            self._done.append(replace(done, fault=fault, checksum=0, stored=0, codec="") if fault else done)
         self._done += self._told(self._commits.turn())
 
     def _told(self, by_commits: list[Finished]) -> list[Finished]:
@@ -222,12 +229,15 @@ class NvmeTier:
         return by_commits
 
     def _write(self, demote: Demote) -> None:
-        fd, offset = self._files.locate(demote.place)
+        if not can_make(demote):
+            self._counts["larger_frames"] += 1
+            self._done.append(Finished(demote.ticket, "larger"))
+            return self._wake_caller()
         sealing = None
         if self._vault is not None:
             sealing = self._vault.sealing(tenant_of_origin(demote.origin), self._bound(demote))
         native = None if sealing is None else sealing.native
-        ticket = self._io.write(fd, offset, self._address(demote.slot), demote.size, _seed(demote.key), native)
+        ticket = self._io.write(demote, native)
         self._under_way[ticket] = _Writing(demote, self._sequence, sealing)
         self._sequence += 1
 
@@ -238,12 +248,10 @@ class NvmeTier:
             found = self._seals.get(promote.place)
             seal = None if found is None else self._vault.opening(*unpack(found), self._bound(promote))
             if seal is None:
-                self._shredded_blocks += 1
+                self._counts["shredded_blocks"] += 1
                 self._done.append(Finished(promote.ticket, "corrupt"))
                 return self._wake_caller()
-        fd, offset = self._files.locate(promote.place)
-        ticket = self._io.read(fd, offset, self._address(promote.slot), promote.size, _seed(promote.key), seal)
-        self._under_way[ticket] = _Reading(promote, seal)
+        self._under_way[self._io.read(promote, seal)] = _Reading(promote, seal)
 
     def _bound(self, order: Demote | Promote) -> bytes:
         """A record that was changed, or put in another's place, opens nothing."""
@@ -266,61 +274,68 @@ class NvmeTier:
         self._commits.tell(shred.ticket)
 
     def _overwrite(self, erase: Erase) -> None:
-        fd, offset = self._files.locate(erase.place)
-        self._under_way[self._io.write(fd, offset, self._zeros.ctypes.data, erase.size, 0)] = erase
+        self._under_way[self._io.zero(erase)] = erase
 
-    def _demoted(
-        self, demote: Demote, sequence: int, sealing: Sealing | None, error: int, checksum: int, seconds: float
-    ) -> Finished:
+    def _demoted(self, demote: Demote, sequence: int, sealing: Sealing | None, error: int, done: Finished) -> str:
+        """Its fault; what lies there is in the next commit."""
         seal = b"" if sealing is None or error else sealing.seal()
         if seal:
             self._seals.add(demote.place, seal)
         if self._vault is not None and sealing is not None:
             self._vault.over(sealing)
+        if error == errno.EFBIG and is_frame(demote):
+            self._counts["larger_frames"] += 1
+            return "larger"
         if error:
-            return self._write_failed(demote, error, seconds)
+            return self._write_failed(error)
         reach("payload_written")
-        self._written_bytes += demote.size
-        self._commits.add(record_of(demote, checksum, sequence, seal), self._files.drive_of(demote.place))
-        return Finished(demote.ticket, "", checksum, seconds)
+        self._counts["written_bytes"] += demote.place_bytes
+        self._counts["frames_written"] += is_frame(demote)
+        self._commits.add(record_of(demote, done.checksum, sequence, seal), self._files.drive_of(demote.place))
+        return ""
 
     def _overwritten(self, erase: Erase, error: int, seconds: float) -> None:
         """Its commit, which syncs the zeros first, says that it has finished."""
         if error:
-            self._done.append(self._write_failed(erase, error, seconds))
+            self._done.append(Finished(erase.ticket, self._write_failed(error), 0, seconds))
             return
         reach("zeroed")
-        self._erased_bytes += erase.size
+        self._counts["erased_bytes"] += erase.size
         end = erase.place + erase.size // SLOT_UNIT
         self._unseal(erase.place, end)
         self._commits.add(Forget(erase.ticket, erase.place, end), self._files.drive_of(erase.place))
         self._commits.tell(erase.ticket)
 
-    def _write_failed(self, order: Demote | Erase, error: int, seconds: float) -> Finished:
-        self._failed_writes += 1
-        self._refused, self._refused_until = fault_of(error), time.monotonic() + RETRY_S
-        return Finished(order.ticket, self._refused, 0, seconds)
+    def _write_failed(self, error: int) -> str:
+        if error == errno.ENOMEM:  # of this one alone: the drive has nothing to do with it
+            fault = "io"
+        else:
+            fault = self._refused = fault_of(error)
+            self._refused_until = time.monotonic() + RETRY_S
+        self._counts["failed_writes"] += 1
+        return fault
 
-    def _promoted(self, promote: Promote, seal: _native.Seal | None, error: int, checksum: int, seconds: float) -> Finished:
-        is_forged = seal is not None and seal.is_forged
-        if error and not is_forged:
-            self._failed_reads += 1
-            return Finished(promote.ticket, fault_of(error), 0, seconds)
+    def _promoted(self, promote: Promote, seal: _native.Seal | None, error: int, done: Finished) -> str:
+        """Its fault. A frame that nobody here knows may be sound: it stays, for whoever does."""
+        is_damaged = error == errno.EBADMSG and (is_frame(promote) or (seal is not None and seal.is_forged))
+        if error and not is_damaged:
+            self._counts["failed_reads"] += 1
+            if error == errno.ENOTSUP and done.codec:
+                self._unknown.add(done.codec)
+            return fault_of(error)
         reach("promote_read")
-        self._read_bytes += promote.size
-        if is_forged or (seal is None and checksum != promote.checksum):
-            self._corrupt_blocks += 1
-            return Finished(promote.ticket, "corrupt", 0, seconds)
-        return Finished(promote.ticket, "", checksum, seconds)
+        self._counts["read_bytes"] += promote.place_bytes
+        self._counts["frames_read"] += is_frame(promote)
+        if is_damaged or (seal is None and done.checksum != promote.checksum):
+            self._counts["corrupt_blocks"] += 1
+            return "corrupt"
+        return ""
 
     def _unseal(self, first: int, end: int) -> None:
         """Nobody asks for what is in these places any more."""
         serials = self._seals.forget(first, end)
         if self._vault is not None:
             self._vault.drop_unused(serials)
-
-    def _address(self, slot: int) -> int:
-        return self.arena_address + slot * SLOT_UNIT
 
     # --- state and end ---------------------------------------------------------------------------------------
 
@@ -335,19 +350,13 @@ class NvmeTier:
             "encrypted": self._vault is not None,
             "tenant_keys": 0 if self._vault is None else len(self._vault),
             "shredded_keys": 0 if self._vault is None else self._vault.shredded,
-            "shredded_blocks": self._shredded_blocks,
             "read_only": bool(fault),
             "reason": "until restart: the catalogue is lost" if self._commits.lost else fault,
             "reads_pending": reading,
             "writes_pending": len(self._under_way) - reading,
             "records_waiting": self._commits.waiting,
-            "read_bytes": self._read_bytes,
-            "written_bytes": self._written_bytes,
-            "erased_bytes": self._erased_bytes,
+            **self._counts,
             "durable_blocks": self._catalogue.records,
-            "corrupt_blocks": self._corrupt_blocks,
-            "failed_reads": self._failed_reads,
-            "failed_writes": self._failed_writes,
             "failed_commits": self._commits.failed,
             "quarantined": self._catalogue.quarantined,
             "bad_records": self.bad_records,
@@ -372,13 +381,3 @@ class NvmeTier:
         self._catalogue.close()
         self._files.close()
         os.close(self._wake)
-
-
-def _seed(key: BlockKey) -> int:
-    """With it a record that points to another block's bytes never fits to them."""
-    return _native.crc32c(key)
-
-
-def _zeros(size: int) -> np.ndarray:
-    """They take no memory: where nobody may write, each page is the kernel's one page of zeros."""
-    return np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ), np.uint8)

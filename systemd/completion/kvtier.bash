@@ -25,8 +25,8 @@ _shtab_kvtier_explain_option_strings=(-h --help --n --json --log --socket)
 _shtab_kvtier_calibrate_option_strings=(-h --help --config --nvme --seconds --state --json)
 _shtab_kvtier_secret_option_strings=(-h --help)
 _shtab_kvtier_install_service_option_strings=(-h --help --root --prefix --kvtierd --gpu --network --key --dry-run)
-_shtab_kvtier_simulate_option_strings=(-h --help --model --gpu --tp --kv-dtype --efficiency --engines --gpu-cache --cpu --cpu-gbs --nvme --nvme-gbs --nvme-write-gbs --nvme-latency-ms --nvme-dwpd --arms --static-tokens --capacities --policy --what-if --hits-only --block-tokens --requests --speed --seed --json --plot --processes)
-_shtab_kvtier_size_option_strings=(-h --help --kv-dtype --tp --json)
+_shtab_kvtier_simulate_option_strings=(-h --help --model --gpu --tp --kv-dtype --efficiency --engines --gpu-cache --cpu --cpu-gbs --nvme --nvme-gbs --nvme-write-gbs --nvme-latency-ms --codec --codec-threads --remote-gbs --remote-latency-ms --nvme-dwpd --arms --static-tokens --capacities --policy --what-if --hits-only --block-tokens --requests --speed --seed --json --plot --processes)
+_shtab_kvtier_size_option_strings=(-h --help --kv-dtype --tp --codec --json)
 _shtab_kvtier_option_strings=(-h --help --version)
 
 _shtab_kvtier_stats___socket_COMPGEN=_shtab_compgen_files
@@ -73,6 +73,7 @@ _shtab_kvtier_sessions___sort_choices=(idle tokens bytes return turns name)
 _shtab_kvtier_top___sort_choices=(idle tokens bytes return turns name)
 _shtab_kvtier_simulate___kv_dtype_choices=(auto fp32 bf16 fp16 fp8 int8)
 _shtab_kvtier_size___kv_dtype_choices=(auto fp32 bf16 fp16 fp8 int8)
+_shtab_kvtier_size___codec_choices=(none exp12 expz)
 _shtab_kvtier_pos_0_choices=(stats flush verify sessions top warm park pin end forget export import drain doctor explain calibrate secret install-service simulate size)
 
 _shtab_kvtier_stats__h_nargs=0

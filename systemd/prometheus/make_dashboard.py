@@ -93,6 +93,10 @@ ROWS: dict[str, list[Panel]] = {
     ],
     "Transfers": [
         ("Bytes moved", "Bps", "By way.", {"{{src}} to {{dst}}": rate("kvtier_transfer_bytes_total", "src, dst")}),
+        ("Bytes not moved", "Bps", "What codecs spared, by way: blocks lie below RAM as smaller frames.",
+         {"{{src}} to {{dst}}": rate("kvtier_transfer_spared_bytes_total", "src, dst")}),
+        ("Codecs", "none", "How many times smaller the codec in use makes blocks. 1: none is used; kvtier stats says why.",
+         {"{{tier}}": f"max by (tier) ({series('kvtier_codec_ratio')})"}),
         ("Time of a transfer", "s", "99 of 100 blocks take at most so long between two tiers, from the order on.",
          {"{{src}} to {{dst}}": quantile(0.99, "kvtier_transfer_duration_seconds", "src, dst")}),
         ("Speed of reads, as believed", "Bps", "What decisions assume of a tier.",

@@ -4,10 +4,16 @@ import hashlib
 import random
 import select
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+from coded_blocks import of_bf16
+
+from kvtier import _native
 from kvtier.block import KEY_BYTES, SLOT_UNIT, BlockKey
+from kvtier.codec import RAW, Codec
 from kvtier.tiers.base import Recovered
 from kvtier.transfer import FAULTS, Demote, Erase, Finished, Flush, Forget, Promote, Remember, Transfer
 
@@ -28,6 +34,12 @@ class Stored:
     checksum: int
     content: int  # what its bytes are made from
     origin: bytes = b""
+    stored: int = 0  # bytes that lie there; 0: as many as the block has
+    codec: Codec = RAW
+
+    @property
+    def place_bytes(self) -> int:
+        return self.stored or self.size
 
 
 class Caller:
@@ -89,32 +101,56 @@ class Caller:
         assert not done.fault
         return Stored(key, place, units * SLOT_UNIT, NAMESPACE, epoch, done.checksum, content, origin)
 
+    def start_demote_coded(
+        self, key: BlockKey, place: int, units: int, codec: Codec, content: int, slot: int = 0, stored: int = 0
+    ) -> int:
+        """Of values as a cache has them. On a drive it gets `stored` bytes; 0: as many units as its frame needs."""
+        size = units * SLOT_UNIT
+        self.factory.memory(slot, size)[:] = block_bytes(content, size, codec)
+        stored = size if self.factory.finds_by_keys else stored or place_bytes(content, size, codec)
+        assert stored < size or self.factory.finds_by_keys, "as small a block has no smaller place"
+        return self.start(Demote(self.ticket(), key, slot, place, size, NAMESPACE, 0, b"", codec, stored))
+
+    def demote_coded(self, key: BlockKey, place: int, units: int, codec: Codec, content: int = 0) -> Stored:
+        done = self.wait(self.start_demote_coded(key, place, units, codec, content))
+        assert not done.fault and 0 < done.stored < units * SLOT_UNIT and done.coded_s > 0
+        return self.stored_of(key, place, units, codec, content, done)
+
+    def stored_of(self, key: BlockKey, place: int, units: int, codec: Codec, content: int, done: Finished) -> Stored:
+        size, stored = units * SLOT_UNIT, 0
+        if codec != RAW:
+            stored = done.stored if self.factory.finds_by_keys else place_bytes(content, size, codec)
+        return Stored(key, place, size, NAMESPACE, 0, done.checksum, content, b"", stored, codec)
+
     def promote(self, block: Stored, slot: int = 100) -> Finished:
         self.factory.memory(slot, block.size)[:] = bytes(block.size)
-        return self.do(Promote(self.ticket(), block.key, slot, block.place, block.size, block.checksum, block.namespace))
+        order = Promote(self.ticket(), block.key, slot, block.place, block.size, block.checksum, block.namespace)
+        return self.do(replace(order, stored=block.stored))
 
-    def comes_back(self, block: Stored) -> bool:
-        done = self.promote(block)
-        return not done.fault and self.factory.memory(100, block.size) == bytes_of(block.content, block.size)
+    def comes_back(self, block: Stored, slot: int = 100) -> bool:
+        done = self.promote(block, slot)
+        found = self.factory.memory(slot, block.size)
+        return not done.fault and found == what_comes_back(block.content, block.size, block.codec)
 
     def forget(self, first: int, end: int) -> None:
         assert not self.do(Forget(self.ticket(), first, end)).fault
 
     def start_erase(self, block: Stored) -> int:
-        return self.start(Erase(self.ticket(), block.place, block.size, block.key, block.namespace))
+        return self.start(Erase(self.ticket(), block.place, block.place_bytes, block.key, block.namespace))
 
     def erase(self, block: Stored) -> None:
         assert not self.wait(self.start_erase(block)).fault
 
     def lies_there(self, block: Stored) -> bool:
-        raw, content = self.raw(block), bytes_of(block.content, block.size)
-        return any(raw) and raw != content if getattr(self.factory, "encrypts", False) else raw == content
+        raw, content = self.raw(block), block_bytes(block.content, block.size, block.codec)
+        is_other = getattr(self.factory, "encrypts", False) or block.codec != RAW
+        return any(raw) and raw != content if is_other else raw == content
 
     def is_zero(self, block: Stored) -> bool:
         return not any(self.raw(block))
 
     def raw(self, block: Stored) -> bytes:
-        return self.factory.raw(self.tier, block.place, block.size)
+        return self.factory.raw(self.tier, block.place, block.place_bytes)
 
     @property
     def units(self) -> int:
@@ -140,6 +176,33 @@ class Caller:
 
 def bytes_of(content: int, size: int) -> bytes:
     return random.Random(content).randbytes(size)
+
+
+def block_bytes(content: int, size: int, codec: Codec) -> bytes:
+    """What is to be coded looks like it."""
+    return bytes_of(content, size) if codec == RAW else of_bf16(size, content).tobytes()
+
+
+def frame_of(content: int, size: int, codec: Codec) -> np.ndarray:
+    made, room = _native.Codec(codec.name, codec.element, codec.row), np.empty(size, np.uint8)
+    found = made.encode(of_bf16(size, content), room)
+    assert found is not None
+    return room[: found[0]]
+
+
+@lru_cache
+def place_bytes(content: int, size: int, codec: Codec) -> int:
+    return -(-len(frame_of(content, size, codec)) // SLOT_UNIT) * SLOT_UNIT
+
+
+@lru_cache
+def what_comes_back(content: int, size: int, codec: Codec) -> bytes:
+    """The very bytes, or of a lossy codec what it makes of them."""
+    if not codec.is_lossy:
+        return block_bytes(content, size, codec)
+    into = np.empty(size, np.uint8)
+    assert _native.decode_frame(frame_of(content, size, codec), into)[0] == "good"
+    return into.tobytes()
 
 
 def key_of(number: int) -> BlockKey:

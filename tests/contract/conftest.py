@@ -73,6 +73,12 @@ def a_tier_that_survives(factory):
 
 
 @pytest.fixture
+def a_tier_that_keeps_frames(factory):
+    if not getattr(factory, "keeps_frames", False):
+        pytest.skip("a tier where blocks lie as they are")
+
+
+@pytest.fixture
 def a_tier_that_overwrites(factory):
     if not getattr(factory, "overwrites", True):
         pytest.skip("what is there under a key stays")

@@ -13,6 +13,7 @@ from remote.memory_remote import MemoryRemote
 
 from kvtier import _native
 from kvtier.block import SLOT_UNIT
+from kvtier.tiers.drives import begin_of
 from kvtier.tiers.gpu import GpuTier
 from kvtier.tiers.master_key import MasterKey
 from kvtier.tiers.nvme import NvmeTier
@@ -30,7 +31,7 @@ class NvmeFactory:
     """Makes NvmeTiers, one at a time, and the arena that they move bytes from and to."""
 
     survives, flush_fault, finds_by_keys = True, "", False
-    only_epoch_0 = False
+    only_epoch_0, keeps_frames = False, True
 
     def __init__(self, drives: int = 1, io: str = "auto", **more) -> None:
         self.drives, self.more = drives, {"io": io, **more}
@@ -74,14 +75,14 @@ class NvmeFactory:
 
     def raw(self, tier: NvmeTier, place: int, size: int) -> bytes:
         """What the file on the drive says."""
-        with self._at(tier, place) as blocks:
+        with self._at(tier, place, size) as blocks:
             return blocks.read(size)
 
-    def _at(self, tier: NvmeTier, place: int) -> BinaryIO:
+    def _at(self, tier: NvmeTier, place: int, stored: int = SLOT_UNIT) -> BinaryIO:
         extent, units = divmod(place, tier.extent_bytes // SLOT_UNIT)
         row, drive = divmod(extent, tier.drives)
         blocks = (self._paths(self.folder)[drive] / "blocks").open("r+b")
-        blocks.seek(row * tier.extent_bytes + units * SLOT_UNIT)
+        blocks.seek(row * tier.extent_bytes + begin_of(units, stored))
         return blocks
 
     def _open(self) -> NvmeTier:
@@ -104,7 +105,7 @@ class GpuFactory:
     """Makes GpuTiers, one at a time, on the fake driver's first device."""
 
     survives, flush_fault, finds_by_keys = False, "volatile", False
-    only_epoch_0 = False
+    only_epoch_0, keeps_frames = False, False
 
     def __init__(self) -> None:
         self._driver = _native.CudaDriver.open(str(fake_cuda.library()))
@@ -147,7 +148,7 @@ class RemoteFactory:
     recovered; what was written survives all the same, which test_seek.py looks at."""
 
     survives, flush_fault, finds_by_keys = False, "", True
-    only_epoch_0 = False
+    only_epoch_0, keeps_frames = False, True
 
     header_bytes = HEADER_BYTES
 

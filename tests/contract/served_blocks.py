@@ -28,6 +28,7 @@ class Noting:
 
 class ServedBlocks(ServedFactory):
     only_epoch_0 = True  # what a key means after a reset no other node knows
+    keeps_frames = False  # there a block is as in this one's RAM
 
     def __init__(self, served: Served) -> None:
         super().__init__(served)

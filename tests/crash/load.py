@@ -13,7 +13,7 @@ from typing import Any
 
 from arena_bytes import ArenaBytes
 from kvtierd import KVTierd, Peer, observer_hello, scheduler_hello
-from oracle import Model, Oracle, Promise, cached_content
+from oracle import Model, Oracle, Promise
 
 from kvtier import protocol
 from kvtier.block import ABSENT, BELOW, block_key, pack_keys, pack_slots, unpack_slots
@@ -108,7 +108,7 @@ class Talker:
             while not self._lent:
                 self.hear(protocol.Lend)
             slot = self._lent.pop(0)
-            self.arena.write(slot, cached_content(key, self.model.size))
+            self.arena.write(slot, self.model.content(key))
             self.model.saved.add(key)
             self.peer.say(protocol.Commit(key, pack_slots([slot])))
 

@@ -7,12 +7,10 @@ The bytes of a block are made from its key, so whatever a daemon offers can be c
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from arena_bytes import content_of
-
-cached_content = functools.lru_cache(maxsize=2048)(content_of)
 
 
 @dataclass
@@ -21,6 +19,7 @@ class Model:
 
     name: str
     size: int  # bytes of a block
+    made_of: Callable[[bytes, int], bytes] = content_of  # its blocks; values_of: such that a codec makes them smaller
     secret: bytes = b""  # what keys are made with now
     made: int = 0  # keys, ever
     saved: set[bytes] = field(default_factory=set)  # in this life of the daemon, or safe; not reset
@@ -30,6 +29,9 @@ class Model:
     resetting: set[bytes] = field(default_factory=set)  # reset, but a crash may undo it
     is_secret_safe: bool = False  # a flush has made it survive
 
+    def content(self, key: bytes) -> bytes:
+        return cached_content(self.made_of, key, self.size)
+
     def reset_all(self) -> None:
         self.resetting |= self.saved | self.doubtful
         self.saved, self.safe, self.doubtful, self.is_secret_safe = set(), set(), set(), False
@@ -38,6 +40,11 @@ class Model:
         self.doubtful |= self.saved - self.safe
         self.saved = set(self.safe)
         self.resetting = set()
+
+
+@functools.lru_cache(maxsize=2048)
+def cached_content(made_of: Callable[[bytes, int], bytes], key: bytes, size: int) -> bytes:
+    return made_of(key, size)
 
 
 @dataclass
@@ -95,7 +102,7 @@ class Oracle:
         self.served += 1
         if key in model.reset or key in model.resetting:
             self.wrong.append(f"{key.hex()} of {model.name} is served after a reset")
-        elif content != cached_content(key, model.size):
+        elif content != model.content(key):
             self.wrong.append(f"{key.hex()} of {model.name} has other bytes")
 
     def missed(self, model: Model, key: bytes) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from arena_bytes import values_of
 from kvtierd import SLOT
 from load import Gone, Load
 from oracle import Model, Oracle
@@ -22,6 +23,7 @@ RECLAIMING = ("before_forget", "after_forget")  # reached only where the drives 
 PASSAGES_MAX = {"payload_written": 60, "before_promote": 60, "promote_read": 60}  # others are passed less often
 RANDOM, AFTER_FLUSH = "a random moment", "right after a flush"
 RANDOM_S, LOAD_S, LIMIT_S = 1.0, 0.3, 60.0
+FRAMED = 5 * SLOT  # the smallest block that lies there as a frame
 
 
 @dataclass
@@ -56,11 +58,12 @@ class Series:
             "nvme.paths": ",".join(str(folder / f"nvme{i}") for i in range(drives)),
             "nvme.capacity": f"{(32 if self.is_small else 384) * drives} MiB",
             "nvme.io": ("io_uring", "threads")[seed // 4 % 2],
+            "nvme.codec": "exp12",
             "nvme.endurance_dwpd": 1000,
             "nvme.stage_deadline_ms": 60_000,
         }
         self.victim = Victim(folder, self.settings)
-        models = Model("one", SLOT), Model("two", 2 * SLOT)
+        models = Model("one", SLOT), Model("two", FRAMED, values_of)
         self.oracle = Oracle(models, not self.is_small, MIB * (1024 if self.is_small else 96))
 
     def points(self) -> list[str]:

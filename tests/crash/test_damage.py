@@ -7,21 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from arena_bytes import values_of
 from damage import damage
 from kvtierd import SLOT
 from load import BATCH, Talker
 from oracle import Model, Oracle
+from series import FRAMED
 from victim import Victim
 
 from kvtier import observer
 
-BLOCKS = {"one": 160, "two": 80}  # 20 MiB of 32 MiB
+BLOCKS = {"one": 160, "two": 48}  # the second are frames: 22 MiB of 32 MiB
 DAMAGES, DAMAGES_SHORT = 300, 10
 
 
 def settings(tier: Path, seed: int = 0) -> dict[str, object]:
     return {"nvme.paths": tier, "nvme.capacity": "32 MiB", "nvme.io": ("io_uring", "threads")[seed % 2],
-            "nvme.endurance_dwpd": 1000, "nvme.stage_deadline_ms": 60_000}  # fmt: skip
+            "nvme.codec": "exp12", "nvme.endurance_dwpd": 1000, "nvme.stage_deadline_ms": 60_000}  # fmt: skip
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Outcome:
 
 
 def models() -> list[Model]:
-    return [Model("one", SLOT), Model("two", 2 * SLOT)]
+    return [Model("one", SLOT), Model("two", FRAMED, values_of)]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,8 @@ def prepared(tmp_path_factory) -> tuple[Path, dict[str, set[bytes]]]:
                 assert observer.flush(victim.socket, 30)
             saved[model.name] = model.saved
             talker.close()
-        assert victim.snapshot()["tiers"]["nvme"]["blocks"] == sum(BLOCKS.values())
+        nvme = victim.snapshot()["tiers"]["nvme"]
+        assert (nvme["blocks"], nvme["frames_written"]) == (sum(BLOCKS.values()), BLOCKS["two"])
     return folder / "nvme", saved
 
 

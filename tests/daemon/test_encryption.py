@@ -98,7 +98,7 @@ def test_verify_needs_the_key_file_and_finds_what_is_damaged(tmp_path):
     sound = run_here("kvtier", "verify", folder, "--key-file", key, "--json")
     assert sound.returncode == 0, sound.stderr
     assert json.loads(sound.stdout) == {
-        "blocks": 5, "bytes": 5 * BLOCK, "corrupt": 0, "unreadable": 0, "bad_records": 0, "notes": [],
+        "blocks": 5, "bytes": 5 * BLOCK, "frames": 0, "corrupt": 0, "unreadable": 0, "bad_records": 0, "notes": [],
     }  # fmt: skip
     with (folder / "blocks").open("r+b") as payload:
         payload.write(bytes(16))

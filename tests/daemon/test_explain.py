@@ -111,6 +111,12 @@ def test_the_arm_that_was_taken_is_compared_and_the_other_one_marked_as_estimate
     assert "12,288 tokens were not computed; that saved the engine 412.0 ms, net of its cost" in text
 
 
+def test_it_says_where_frames_lay_and_how_much_smaller_they_are(shown, log):
+    text = shown(explain, "--log", log(record(frames={"nvme": [512 * 1024**2, 390 * 1024**2]})))
+    assert "nvme: a codec made 512 MiB of blocks into frames of 390 MiB, 1.31 times smaller" in text
+    assert "codec" not in shown(explain, "--log", log(record()))
+
+
 def test_it_says_what_was_assumed(shown, log):
     text = shown(explain, "--log", log(record()))
     assert "8 ms a step of 8,192 tokens + 26 us a token + 0.6 ns a pair" in text

@@ -22,6 +22,7 @@ from kvtier import observer, protocol
 from kvtier.block import KEY_BYTES, Kind, unpack_keys
 from kvtier.moving import Carried
 from kvtier.parcel import Head, Namespace, pack_head, witness_of
+from kvtier.tiers.remote import envelope
 from kvtier.tiers.remote.envelope import HEADER_BYTES
 
 SMALL = "32 MiB"
@@ -230,6 +231,15 @@ def test_one_flipped_bit_is_seen_and_nothing_behind_it_is_taken(other, file, fli
     eventually(lambda: other.cpu()["used_bytes"] == stays * BLOCK)
     assert "traceback" not in other.said().lower()
     assert taken(other, file).startswith(f"session chat: {BLOCKS - stays} blocks are new")
+
+
+def test_a_frame_is_no_block_of_a_parcel(other, file):
+    first = len(file) - 28 - BLOCKS * (BLOCK + HEADER_BYTES)
+    header = envelope.unpack(file[first : first + HEADER_BYTES])
+    frame = envelope.pack(header._replace(stored=BLOCK - 1, codec=b"\x01\x01\0\0"))
+    said = taken(other, file[:first] + frame + file[first + HEADER_BYTES :], status=1)
+    assert "block 1: a block comes here as it is in RAM, not in a frame" in said
+    assert (other.cpu()["blocks"], sessions(other)) == (0, [])
 
 
 def test_a_block_that_is_left_out_is_missed(other, file):

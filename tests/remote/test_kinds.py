@@ -327,3 +327,16 @@ def test_a_folder_is_made_for_its_owner_alone(tmp_path):
     with pytest.raises(ConfigError, match="File exists"):
         (tmp_path / "file").touch()
         open_remote(f"file://{tmp_path}/file", {})
+
+
+def test_copies_of_values_of_any_length_use_one_piece_of_memory_again():
+    pytest.importorskip("obstore")
+    from kvtier.tiers.remote import s3
+
+    async def put_many(remote):
+        for size in (3 * MIB, 1000, 3 * MIB - 5000, 70_001, 3 * MIB + 77, 9 * MIB, 1):
+            await remote.put(name_of(next(numbers)), bytes(112), memoryview(bytes(size)))
+        return [len(memory) for memory in remote._spare]
+
+    kept = asyncio.run(put_many(open_remote("memory://", {})))
+    assert kept == [3 * MIB + s3.STEP_BYTES], "and none that is too large"

@@ -1,26 +1,29 @@
 """RemoteTier over real servers, behind a network that fails and beside signals: no wrong byte, and the breaker in time.
 
-Everywhere: what is read without a fault is right, every order is finished, and none twice (tier_bench.py, Orders).
+Everywhere: what is read without a fault is right, every order is finished, and none twice (tier_bench.py, Orders). Every
+other block lies there as a frame, where the kind keeps values as they come.
 """
 
-import random
 import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from coded_blocks import of_bf16
 from remote.faulty import Network, behind_proxies, full, read_only
 from remote.kinds import Kind
 from remote.servers import LOOPBACK, Absent, Cluster
 from remote.tier_bench import WAIT_S, Orders
 
 from kvtier.block import KEY_BYTES, SLOT_UNIT, pack_keys
-from kvtier.tiers.remote import envelope, open_remote
+from kvtier.codec import RAW, Codec
+from kvtier.tiers.remote import envelope, keeps_values, open_remote
 from kvtier.tiers.remote import remote as remote_module
 from kvtier.tiers.remote.breaker import FAILURES_MAX, Breaker
 from kvtier.tiers.remote.redis import key_of
 from kvtier.tiers.remote.redis_cluster import slot_of
 from kvtier.tiers.remote.remote import Deadlines, RemoteTier
+from kvtier.tiers.remote.values import Clear
 from kvtier.transfer import Demote, Erase, Finished, Promote, Remember, Seek
 
 UNITS, BLOCKS = 16, 8  # 1 MiB a block
@@ -28,7 +31,8 @@ SIZE = UNITS * SLOT_UNIT
 DIGEST = b"\x0d" * envelope.DIGEST_BYTES
 KEYS = [bytes([n]) * KEY_BYTES for n in range(BLOCKS)]
 NAMES = [envelope.name_of(DIGEST, key) for key in KEYS]
-BODIES = [np.frombuffer(random.Random(n).randbytes(SIZE), np.uint8) for n in range(BLOCKS)]
+BODIES = [of_bf16(SIZE, n) for n in range(BLOCKS)]
+CODECS = [RAW, Codec("exp12")] * (BLOCKS // 2)
 WELL, NOT_ANSWERED = {""}, {"", "unreachable"}
 
 # All times as shipped, divided by about three: there are many kinds. test_recovery.py has the real ones.
@@ -47,26 +51,33 @@ class Bench(Orders):
         self.arena = np.zeros(2 * BLOCKS * SIZE, np.uint8)
         breaker = Breaker(FAILURES_MAX, SILENT_S, PROBE_EVERY_S)
         remote = open_remote(kind.url, kind.settings)
-        super().__init__(RemoteTier(remote, self.arena, deadlines=DEADLINES, breaker=breaker))
+        values = Clear(codes=keeps_values(kind.url))
+        super().__init__(RemoteTier(remote, self.arena, deadlines=DEADLINES, breaker=breaker, values=values))
+        self.stored = [SIZE] * BLOCKS  # bytes that lie there
         self.do(Remember(0, DIGEST, 7, 0))
 
     def write(self) -> list[str]:
         orders = []
         for n, body in enumerate(BODIES):
             self.arena[n * SIZE : (n + 1) * SIZE] = body
-            orders.append(Demote(self.next(), KEYS[n], n * UNITS, 0, SIZE, 7, 0))
-        return [done.fault for done in self.do(*orders)]
+            orders.append(Demote(self.next(), KEYS[n], n * UNITS, 0, SIZE, 7, 0, codec=CODECS[n], stored=SIZE))
+        done = sorted(self.do(*orders), key=lambda one: one.ticket)
+        self.stored = [one.stored or before for one, before in zip(done, self.stored)]
+        return [one.fault for one in done]
 
     def read(self, pause_s: float = 0.0) -> list[str]:
         """The fault of each; what has none is right."""
         self.arena[BLOCKS * SIZE :] = 0
-        orders = [Promote(self.next(), key, (BLOCKS + n) * UNITS, 0, SIZE, 0, 7) for n, key in enumerate(KEYS)]
+        orders = [self.promote(n) for n in range(BLOCKS)]
         done = sorted(self.do(*orders), key=lambda one: one.ticket)
         for n, one in enumerate(done):
             slot = self.arena[(BLOCKS + n) * SIZE : (BLOCKS + n + 1) * SIZE]
             assert one.fault or (slot == BODIES[n]).all(), "wrong bytes"
         time.sleep(pause_s)
         return [one.fault for one in done]
+
+    def promote(self, n: int) -> Promote:
+        return Promote(self.next(), KEYS[n], (BLOCKS + n) * UNITS, 0, SIZE, 0, 7, self.stored[n])
 
     def seek(self) -> Finished:
         return self.do(Seek(self.next(), 7, pack_keys(KEYS)))[0]
@@ -89,7 +100,7 @@ class Bench(Orders):
     def until_well(self) -> None:
         """All is there and can be read."""
         until = time.monotonic() + WAIT_S
-        while not (set(self.write()) == set(self.read()) == WELL and self.seek().sizes == (SIZE,) * BLOCKS):
+        while not (set(self.write()) == set(self.read()) == WELL and self.seek().sizes == tuple(self.stored)):
             assert time.monotonic() < until
 
 
@@ -126,6 +137,12 @@ def nodes(bench) -> list:
     return bench.server.nodes
 
 
+def test_every_other_block_lies_there_as_a_frame_unless_blocks_are_kept(bench, network):
+    frames = [stored for stored in bench.stored if stored < SIZE]
+    assert len(frames) == (BLOCKS // 2 if keeps_values(network.kind.url) else 0)
+    assert all(stored < 0.8 * SIZE for stored in frames)
+
+
 # --- a network that fails ----------------------------------------------------------------------------------------
 
 
@@ -154,7 +171,7 @@ def test_the_breaker_needs_no_more_failures_than_it_says(faulty):
 
 def test_what_is_on_its_way_when_the_answers_stop_is_cut_short(faulty):
     faulty.network.set("throttle", 20e6)
-    orders = [Promote(faulty.next(), KEYS[n], (BLOCKS + n) * UNITS, 0, SIZE, 0, 7) for n in range(BLOCKS)]
+    orders = [faulty.promote(n) for n in range(BLOCKS)]
     faulty.start(*orders)
     time.sleep(0.1)
     faulty.server.freeze()
@@ -249,7 +266,7 @@ def test_a_remote_that_takes_no_writes_is_read_all_the_same(bench, network, monk
     try:
         assert set(bench.write()) == {fault} and bench.tier.read_only
         for _ in range(FAILURES_MAX):
-            assert set(bench.read()) == WELL and bench.seek().sizes == (SIZE,) * BLOCKS
+            assert set(bench.read()) == WELL and bench.seek().sizes == tuple(bench.stored)
             bench.write()
         assert not bench.tier.is_away
     finally:
@@ -286,5 +303,5 @@ def test_slots_that_move_are_followed_while_blocks_are_read(bench, nodes):
         assert set(bench.read()) == WELL
         for node in (target, source):
             node.say("CLUSTER", "SETSLOT", str(slot), "NODE", target.say("CLUSTER", "MYID"))
-        assert set(bench.read()) == WELL and bench.seek().sizes == (SIZE,) * BLOCKS
+        assert set(bench.read()) == WELL and bench.seek().sizes == tuple(bench.stored)
     bench.until_well()

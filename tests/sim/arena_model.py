@@ -10,12 +10,16 @@ course of a run. What a whole block looks like in it:
 
 from collections.abc import Hashable
 
+from kvtier.codec import Codec
+
+from .frames import Saved, saved
+
 Meaning = Hashable  # what bytes stand for: namespace, version of the weights, which block of which conversation
 
 
 class ArenaModel:
     def __init__(self, units: int) -> None:
-        self._holds: list[tuple[Meaning, int] | None] = [None] * units  # None: nothing, or half written
+        self._holds: list[tuple | None] = [None] * units  # None: nothing, or half written
         self._writer: list[str] = [""] * units
         self._readers = [0] * units
         self._writes = [0] * units  # that ever began, so that a reader notices one
@@ -69,17 +73,17 @@ class ArenaModel:
             assert self._writes[unit] == before, f"unit {unit} was written while it was read"
 
     def is_right(self, units: list[int], slot: int, meaning: Meaning) -> bool:
-        """Whether these units of this slot hold their part of the block, completely written."""
-        return all(self._holds[unit] == (meaning, unit - slot) for unit in units)
+        """Whether these units of this slot hold their part of the block, completely written, perhaps by a lossy codec."""
+        return all((self._holds[unit] or ())[:2] == (meaning, unit - slot) for unit in units)
 
     def holds_whole(self, slot: int, content: list[tuple[Meaning, int]]) -> bool:
         """Whether the whole block lies in this slot; `content` is what `content_of` says."""
         return self._holds[slot : slot + len(content)] == content
 
 
-def content_of(meaning: Meaning, units: int) -> list[tuple[Meaning, int]]:
-    """What each unit of a block holds."""
-    return [(meaning, position) for position in range(units)]
+def content_of(meaning: Meaning, units: int, wish: Codec) -> Saved:
+    """What each unit of a block holds. `wish`: of the engines that save it."""
+    return saved([(meaning, position) for position in range(units)], wish)
 
 
 def part_of(slot: int, units: int, rank: int, ranks: int) -> list[int]:

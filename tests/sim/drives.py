@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kvtier.admission import Budget
-from kvtier.block import SLOT_UNIT, BlockKey, unpack_keys
+from kvtier.block import PLACE_GRAIN, SLOT_UNIT, BlockKey, unpack_keys
+from kvtier.codec import RAW, Codec
 from kvtier.extents import Extents
 from kvtier.store import DRIVE_BYTES_PER_S, DRIVE_LATENCY_S
 from kvtier.tiers.base import Recovered
@@ -17,10 +18,12 @@ from .arena_model import Meaning
 from .drives_link import HeardLink
 from .expected_below import ExpectedBelow, Wanted
 from .expected_sessions import Oblivion
+from .frames import content_in
+from .heard_coding import HeardCoding
 from .tier_model import ROTTEN, ZEROS, Disks, Luck, TierModel
 
 if TYPE_CHECKING:
-    from .simulation import Simulation
+    from .simulation import Namespace, Simulation
 
 EXTENT_UNITS = 32
 BUDGETS = (*[2**40] * 4, 2**25, 2**21)  # bytes a day
@@ -52,21 +55,35 @@ class Drives:
     def attach(self) -> None:
         """A daemon starts, and takes over what its predecessor left."""
         sim, disks = self.sim, self.disks
-        self.tier = TierModel(disks, sim.arena, sim.random, lambda: sim.now, self.luck)
+        self.tier = TierModel(disks, sim.arena, sim.random, lambda: sim.now, self.luck, sim.codecs)
         recovered = self.tier.recovered
         self._judge_recovered(recovered)
         self.extents = Extents(disks.extents, EXTENT_UNITS * SLOT_UNIT, disks.drives)
-        odd = self.extents.recover(
-            recovered.keys, recovered.places, recovered.sizes, recovered.namespaces, recovered.checksums, recovered.origins
-        )
+        columns = (recovered.places, recovered.sizes, recovered.namespaces, recovered.checksums, recovered.origins)
+        odd = self.extents.recover(recovered.keys, *columns, recovered.stored)
         assert not odd, "what the tier recovered doesn't fit"
         link = HeardLink(lambda: sim.now, DRIVE_LATENCY_S, DRIVE_BYTES_PER_S)
-        sim.store.attach(self.extents, Budget(self.bytes_per_day, sim.now), self.stage_s, recovered.remembered, link)
+        self.coding = None
+        if sim.codecs is not None:
+            extent_bytes = EXTENT_UNITS * SLOT_UNIT
+            self.coding = HeardCoding(unit=PLACE_GRAIN, link=link, extent_bytes=extent_bytes, **sim.codecs.settings())
+        budget = Budget(self.bytes_per_day, sim.now)
+        sim.store.attach(self.extents, budget, self.stage_s, recovered.remembered, link, self.coding)
         sim.expected.below = ExpectedBelow(
             sim.expected, sim.store.ram.slots.capacity, self.bytes_per_day, self.stage_s, sim.now, link
         )
         sim.expected.below.recover(recovered)
         self._hear_of_ahead()
+
+    def joined(self, namespace: Namespace) -> None:
+        """An engine of it said what it wishes."""
+        if self.coding is not None and namespace.wish != RAW:
+            self.coding.wish(self.sim.store.namespaces[namespace.digest].number, namespace.wish)
+
+    def wishes(self) -> dict[int, Codec]:
+        """Of all engines that there are or were, by the number of their namespace."""
+        wishes = {namespace.digest: namespace.wish for namespace in self.sim.talks}
+        return {number: wishes[digest] for digest, number in self._below.numbers.items()}
 
     def crash(self) -> None:
         """With the daemon. What was being written is garbage."""
@@ -135,7 +152,7 @@ class Drives:
 
     def nothing_is_left_of(self, oblivion: Oblivion, meanings: set[Meaning]) -> None:
         for place in oblivion.places:
-            content = self.disks.content.get(place)
+            content = content_in(self.disks.content.get(place))
             is_theirs = isinstance(content, list) and any(isinstance(c, tuple) and c[0] in meanings for c in content)
             assert not is_theirs, f"bytes of it are at place {place}"
             assert place not in self.disks.records or self.disks.records[place].demote.key not in oblivion.keys
@@ -144,8 +161,8 @@ class Drives:
     def check_content(self) -> None:
         """What the store could order to be read lies there whole, or has rotted since."""
         for key, lying in self._below.blocks.items():
-            content = self.disks.content.get(lying.place)
-            erased = [ZEROS] * (lying.size // SLOT_UNIT)  # its record survived a crash that it did not
+            content = content_in(self.disks.content.get(lying.place))
+            erased = [ZEROS] * (lying.place_bytes // SLOT_UNIT)  # its record survived a crash that it did not
             assert content in (ROTTEN, erased, self.sim.contents[key]), f"place {lying.place} doesn't hold what it should"
 
     def refusals(self) -> int:
@@ -161,7 +178,7 @@ class Drives:
             for one in wanted:
                 if one.key not in known:
                     known.add(one.key)
-                    below.ahead.append((due, Wanted(one.key, one.place, one.size, one.parent), worth))
+                    below.ahead.append((due, Wanted(one.key, one.place, one.size, one.parent, one.place_bytes), worth))
             below.ahead.sort(key=lambda one: one[0])
             return sound(wanted, due, worth)
 

@@ -207,7 +207,7 @@ class EngineModel:
         meanings: list[Meaning] = [(self.namespace.digest[:4].hex(), self.version, text) for text in texts]
         keys = [block_key(self.secret, b"%d" % text) for text in texts]
         for key, meaning in zip(keys, meanings, strict=True):
-            self.sim.learn(key, meaning, self.namespace.units)
+            self.sim.learn(key, meaning, self.namespace)
         return Request(keys, meanings, turn.asked + len(twice), texts[0], turn.hints)
 
     def _ask(self, request: Request) -> None:

@@ -4,7 +4,6 @@ Exact: which lookups wait for what, which reads are ordered for them and when, w
 below. Judged, but not foretold: in which order blocks are written, which extent is forgotten, when a Flush is over.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +19,8 @@ from kvtier.transfer import Demote, Erase, Finished, Forget, Promote, Remember, 
 from .drives_link import HeardLink
 from .expected import Expected
 from .expected_decisions import NEVER
+from .expected_flushes import Flushes
+from .expected_frames import Frames
 from .expected_oblivion import Oblivions
 
 Asker = tuple[str, int]  # engine, lease
@@ -32,6 +33,7 @@ class Lying:
     namespace: bytes
     checksum: int
     origin: bytes = b""
+    place_bytes: int = 0
 
 
 class Wanted(NamedTuple):
@@ -39,6 +41,7 @@ class Wanted(NamedTuple):
     place: int
     size: int
     before: BlockKey
+    place_bytes: int
 
 
 @dataclass
@@ -63,13 +66,7 @@ class Read:
 
 
 @dataclass
-class Flushing:
-    keys: set[BlockKey]  # that are not settled
-    refusals: int  # that were counted when it was asked for
-
-
-@dataclass
-class ExpectedBelow(Oblivions):
+class ExpectedBelow(Oblivions, Flushes, Frames):
     ram: Expected
     capacity: int  # of the arena
     bytes_per_day: float
@@ -83,10 +80,8 @@ class ExpectedBelow(Oblivions):
     reads: dict[int, Read] = field(default_factory=dict)
     waiting: dict[Asker, Lookup] = field(default_factory=dict)
     answers: list[tuple[str, int, list[int]]] = field(default_factory=list)
-    flushes: dict[int, Flushing] = field(default_factory=dict)
     told: dict[bytes, int] = field(default_factory=dict)  # namespace -> epoch that the tier heard last
     written: set[BlockKey] = field(default_factory=set)  # ever
-    left: float = 0.0  # of the budget
     came_bytes: int = 0  # ever
     ahead: list[tuple[float, Wanted, float]] = field(default_factory=list)  # to be read unasked: by when, what it is worth
 
@@ -98,11 +93,12 @@ class ExpectedBelow(Oblivions):
         for digest, (number, epoch) in recovered.remembered.items():
             self.numbers[digest], self.told[digest], self.ram.resets[digest] = number, epoch, epoch
             digests[number] = digest
-        columns = (recovered.places, recovered.sizes, recovered.namespaces, recovered.checksums)
-        for key, place, size, number, checksum, origin in zip(
+        columns = (recovered.places, recovered.sizes, recovered.namespaces, recovered.checksums, recovered.stored)
+        for key, place, size, number, checksum, stored, origin in zip(
             unpack_keys(recovered.keys), *(column.tolist() for column in columns), recovered.origins, strict=True
         ):
-            self.blocks[key] = Lying(place, size, digests[number], checksum, origin.tobytes() if origin.any() else b"")
+            whose = origin.tobytes() if origin.any() else b""
+            self.blocks[key] = Lying(place, size, digests[number], checksum, whose, stored)
         self.written |= set(self.blocks)
 
     def knows(self, namespace: bytes) -> None:
@@ -130,7 +126,8 @@ class ExpectedBelow(Oblivions):
         mine = self.waiting[asker] = Lookup(answer, {}, now + self.stage_s, now, [], uses)
         for position, key, before in wanted:
             if key not in mine.positions:
-                mine.to_read.append(Wanted(key, self.blocks[key].place, self.blocks[key].size, before))
+                lying = self.blocks[key]
+                mine.to_read.append(Wanted(key, lying.place, lying.size, before, lying.place_bytes))
             mine.positions.setdefault(key, []).append(position)
 
     def forget(self, asker: Asker) -> None:
@@ -144,7 +141,9 @@ class ExpectedBelow(Oblivions):
         outlook, ahead = {}, 0
         limit = self.link.stall_limit_s()
         for asker, mine in self.waiting.items():
-            own = len(mine.positions) * self.ram.engines[asker[0]].size
+            reads = {read.order.key: read.order.place_bytes for read in self.reads.values()}
+            reads |= {one.key: one.place_bytes for one in mine.to_read}
+            own = sum(reads[key] for key in mine.positions)
             is_being_read = any(asker in read.askers and read.order.key in mine.positions for read in self.reads.values())
             stands_still = self.link.silent_s(now) > limit or (is_being_read and now - mine.moved_at > limit)
             outlook[asker] = NEVER if stands_still else self.link.seconds(own, ahead, now)
@@ -176,6 +175,7 @@ class ExpectedBelow(Oblivions):
         for order in reads:
             self._judge_read(order, arrived, now)
         assert not self._next_read(None, arrived, now), "a read could be ordered and was not"
+        self.forget_larger(refusals)
         rest = [order for order in orders if not isinstance(order, Promote)]
         assert writable or not rest, "writes, though the tier takes none"
         for order in rest:
@@ -208,9 +208,10 @@ class ExpectedBelow(Oblivions):
     def _judge_read(self, order: Promote, arrived: list[tuple[Asker, BlockKey]], now: float) -> None:
         due = self._next_read(order.slot, arrived, now)
         assert due, f"{order} is ordered, and nobody waits for it"
-        askers, (key, place, size, before) = due
+        askers, (key, place, size, before, place_bytes) = due
         lying = self.blocks[key]
         assert (order.key, order.place, order.size) == (key, place, size) == (key, lying.place, lying.size), "what is read"
+        assert order.place_bytes == place_bytes == lying.place_bytes, "how much is read"
         assert order.checksum == lying.checksum, "the checksum of something else"
         self.under_way[order.ticket] = order
         self.reads[order.ticket] = Read(
@@ -265,7 +266,7 @@ class ExpectedBelow(Oblivions):
         assert not others or sum(other.size for other in others) + order.size <= limit, "too much is written at a time"
         self.left = min(self.bytes_per_day, self.left + (now - self.filled_at) * self.bytes_per_day / DAY_S)
         self.filled_at = now
-        self.left -= order.size
+        self._spend(order)
         assert self.left > -1, "the budget is overdrawn"
         assert key not in self.ram.sessions.no_disk, f"{order} of what is to touch no disk"
         first_use = key not in self.used_again
@@ -281,17 +282,23 @@ class ExpectedBelow(Oblivions):
             namespace = next(digest for digest, number in self.numbers.items() if number == order.namespace)
             self.ram.pins_by_writes[order.slot] -= 1
             self.ram.free_what_nobody_holds()
+            if done.fault == "larger":
+                self._note_larger(order)
             if order.key in self.unwanted:
                 self._left_behind(order)
+                self._settle({order.key})
             elif not done.fault:
                 self._settle({order.key})
                 if self.ram.resets[namespace] == order.epoch:
-                    self.blocks[order.key] = Lying(order.place, order.size, namespace, done.checksum, order.origin)
+                    self.blocks[order.key] = Lying(
+                        order.place, order.size, namespace, done.checksum, order.origin, order.place_bytes
+                    )
                     self.written.add(order.key)
+                    self._note_moved(order)
         elif isinstance(order, Promote):
             read = self.reads.pop(done.ticket)
             arrived = [(asker, order.key) for asker in read.askers]
-            self.came_bytes += 0 if done.fault else order.size
+            self.came_bytes += 0 if done.fault else order.place_bytes
             for asker in read.askers:
                 if asker in self.waiting:
                     self.waiting[asker].moved_at = now
@@ -318,6 +325,7 @@ class ExpectedBelow(Oblivions):
             ram.keep(order.slot, order.key, read.namespace, read.before)
             ram.sessions.came(order.key, order.slot, read.origin)
             self.used_again.add(order.key)
+            self._note_moved(order)
         ram.free_what_nobody_holds()
 
     def _note_arrivals(self, arrived: list[tuple[Asker, BlockKey]], now: float) -> None:
@@ -345,31 +353,6 @@ class ExpectedBelow(Oblivions):
         self.ram.decisions.answered(asker, answer, now, cut)
         self.answers.append((*asker, answer))
 
-    # --- flushes ---------------------------------------------------------------------------------------------
-
-    def flush(self, flush: int, candidates: Iterable[BlockKey], refusals: int) -> None:
-        self.flushes[flush] = Flushing({*candidates, *(order.key for order in self.writes())}, refusals)
-        self._drop_settled()
-
-    def _drop_settled(self) -> None:
-        being_written = {order.key for order in self.writes()}
-        here = {key for key, _ in self.ram.blocks.values()}
-        for flushing in self.flushes.values():
-            gone = {key for key in flushing.keys if key not in here and key not in being_written}
-            flushing.keys -= gone | set(self.blocks)
-
-    def _settle(self, keys: set[BlockKey]) -> None:
-        for flushing in self.flushes.values():
-            flushing.keys -= keys
-
-    def _judge_flush(self, refusals: int) -> None:
-        """One of those that were asked for: no more of its blocks are open than were refused."""
-        self._drop_settled()
-        ready = [flush for flush, mine in self.flushes.items() if len(mine.keys) <= refusals - mine.refusals]
-        assert ready, "a Flush before the last write"
-        for flush in ready:
-            self.flushes[flush].keys.clear()
-
     # --- what there is ---------------------------------------------------------------------------------------
 
     def writes(self) -> list[Demote]:
@@ -378,8 +361,8 @@ class ExpectedBelow(Oblivions):
     @property
     def queued_bytes(self) -> int:
         """What somebody waits for or what is being read, each read once."""
-        waiting = sum(one.size for mine in self.waiting.values() for one in mine.to_read)
-        return waiting + sum(read.order.size for read in self.reads.values())
+        waiting = sum(one.place_bytes for mine in self.waiting.values() for one in mine.to_read)
+        return waiting + sum(read.order.place_bytes for read in self.reads.values())
 
     def places(self) -> np.ndarray:
         return np.array(sorted(lying.place for lying in self.blocks.values()), np.uint32)

@@ -15,7 +15,7 @@ from kvtier.block import BlockKey, pack_keys, unpack_keys
 from kvtier.forgetting import session_tag
 from kvtier.session import ENDED_SHOWN, NOTHING, Begun, Hints, Session
 from kvtier.store import BlockStore
-from kvtier.tenants import TENANT_TAG_BYTES
+from kvtier.tenants import TAG_SHOWN, TENANT_TAG_BYTES
 from kvtier.transfer import ORIGIN_BYTES
 
 if TYPE_CHECKING:
@@ -149,8 +149,10 @@ class ExpectedSessions:
 
     def over(self, engine: str, name: str, keys: list[BlockKey], now: float) -> None:
         request, ram = (engine, name), self.ram
-        if (oblivion := self.barred.pop(request, None)) is not None:
-            oblivion.requests.discard(request)
+        if self.barred.pop(request, None) is not None:
+            for oblivion in self.oblivions.values():
+                oblivion.requests.discard(request)
+            self.said.pop(request, None)
             return
         if name and keys and request not in self.of_request:  # it never asked
             self.asked(engine, name, keys, ram.engines[engine].is_chain, now)
@@ -187,8 +189,9 @@ class ExpectedSessions:
     def left(self, engine: str, now: float) -> None:
         self.gave_back(engine, [slot for slot, name in self.ram.lent.items() if name == engine])
         self.said = {request: hints for request, hints in self.said.items() if request[0] != engine}
-        for request, oblivion in [(r, o) for r, o in self.barred.items() if r[0] == engine]:
-            oblivion.requests.discard(request)
+        for request in [request for request in self.barred if request[0] == engine]:
+            for oblivion in self.oblivions.values():
+                oblivion.requests.discard(request)
             del self.barred[request]
         for (name, request), mine in list(self.of_request.items()):
             if name == engine:
@@ -246,8 +249,10 @@ class ExpectedSessions:
         oblivion = self.oblivions[ticket] = Oblivion(set())
         for mine in matched:
             for request in mine.requests:
-                oblivion.requests.add(request)
-                self.barred[request] = oblivion
+                self._bar(request, oblivion)
+        for request, hints in self.said.items():
+            if (name or tenant) and self._is_said(hints, name, tenant):
+                self._bar(request, oblivion)
         alone = self.alone(matched, fresh)
         for mine in matched:
             self._drop(mine)
@@ -268,6 +273,14 @@ class ExpectedSessions:
             if tenant and not name:
                 oblivion.tenant = bytes.fromhex(tenant).ljust(TENANT_TAG_BYTES, b"\0")
                 below.shreds.append(oblivion.tenant)
+
+    def _bar(self, request: Request, oblivion: Oblivion) -> None:
+        oblivion.requests.add(request)
+        self.barred.setdefault(request, oblivion)
+
+    @staticmethod
+    def _is_said(hints: Hints, name: str, tenant: str) -> bool:
+        return name in ("", hints.session) and tenant in ("", hints.tenant[:TAG_SHOWN].hex())
 
     def wiped(self, slot: int) -> None:
         for oblivion in self.oblivions.values():

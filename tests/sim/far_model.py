@@ -10,14 +10,17 @@ Nothing happens but in `start` and `poll`, on a clock that is handed in. It is s
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvtier.block import SLOT_UNIT, BlockKey, unpack_keys
+from kvtier.codec import RAW
 from kvtier.tiers.base import TRANSFERS_MAX
 from kvtier.transfer import SEEK_KEYS_MAX, Demote, Erase, Finished, Flush, Promote, Remember, Seek, Transfer
 
+from .codecs_model import CodecsModel
+from .frames import Frame, content_in, decoded
 from .tier_model import Memory
 
 DEADLINE_S = 2.0  # of a call
@@ -25,6 +28,7 @@ FAILURES = 3  # in a row: it is left alone
 PROBE_S = 0.5
 LATE_S = 2.0  # a write that failed comes by then, or never
 REFUSES_S = 1.0  # writes, after it was full
+MADE_UP = 0.03  # of the sizes that a Seek gives
 
 Name = tuple[bytes, BlockKey]  # namespace, key
 
@@ -42,7 +46,7 @@ class FarLuck:
 
 
 class Value(NamedTuple):
-    content: list  # by unit
+    content: list | Frame  # by unit; or as a codec made it
     by: object  # the tier that wrote it
     begun_at: float
     written_at: float
@@ -56,6 +60,7 @@ class FarStore:
     values: dict[Name, Value] = field(default_factory=dict)  # the oldest first
     frozen_until: float = 0.0
     late: list[tuple[float, Name, "Value"]] = field(default_factory=list)  # writes that failed and come all the same, when
+    codecs: CodecsModel | None = None
 
     def put(self, name: Name, value: Value) -> None:
         self.values.pop(name, None)
@@ -68,14 +73,23 @@ class FarStore:
             self.late.remove((at, name, value))
             self.put(name, value)
 
-    def get(self, name: Name) -> list | None:
+    def get(self, name: Name) -> list | Frame | None:
         if self.chance.random() < self.luck.loses:
             self.values.pop(name, None)
         value = self.values.get(name)
         return None if value is None else value.content
 
     def size(self, name: Name) -> int:
-        return len(self.values[name].content) * SLOT_UNIT if name in self.values else 0
+        """Of its body. Where there are codecs, some are made up."""
+        if name not in self.values:
+            return 0
+        size = body_bytes(self.values[name].content)
+        is_made_up = self.codecs is not None and self.codecs.random.random() < MADE_UP
+        return self.codecs.random.choice((1, 100_000, 2 * size, 2**40)) if is_made_up else size
+
+
+def body_bytes(content: list | Frame) -> int:
+    return content.stored if isinstance(content, Frame) else len(content) * SLOT_UNIT
 
 
 @dataclass
@@ -90,14 +104,22 @@ class _Call:
 
 class RemoteModel:
     def __init__(
-        self, far: FarStore, memory: Memory, clock: Callable[[], float], may_leave: Callable[[Demote], None]
+        self,
+        far: FarStore,
+        memory: Memory,
+        clock: Callable[[], float],
+        may_leave: Callable[[Demote], None],
+        codecs: CodecsModel | None = None,
+        without: Container[str] = (),
     ) -> None:
-        """`may_leave` raises when this block must not leave its node."""
+        """`may_leave` raises when this block must not leave its node so. Without `codecs` all is to be written as it is;
+        the machine can't run those that are named in `without`."""
+        self.codecs, self._without = codecs, without
         self.far, self.under_way = far, dict[int, _Call]()
         self._memory, self._clock, self._may_leave = memory, clock, may_leave
         self._random = far.chance
         self._digests: dict[int, bytes] = {}  # of namespaces
-        self._found: dict[Name, int] = {}  # sizes: it was said to be there, or was written
+        self._found: dict[Name, set[int]] = {}  # of which sizes it was said to be there, or was written or read
         self._tickets: set[int] = set()
         self._failures = 0
         self._probe_at: float | None = None  # None: all is well
@@ -147,14 +169,17 @@ class RemoteModel:
     def _begin_demote(self, order: Demote, call: _Call) -> None:
         assert order.epoch == 0, f"{order} of a namespace that was reset: it means something else to other nodes"
         assert self._name(order.namespace, order.key) not in self._names(Demote), f"{order}: it is being written"
+        assert order.codec == RAW or self.codecs is not None, f"{order}, and there is no codec"
+        assert order.place_bytes == order.size, f"{order}: nobody knows how large its value becomes"
         self._may_leave(order)
         call.seen = self._memory.begin_read(_slot(order))
-        self.written_bytes += order.size
+        self.written_bytes += order.place_bytes
 
     def _begin_promote(self, order: Promote) -> None:
         name = self._name(order.namespace, order.key)
         assert not self._moves(name) and not self._is_erased(name), f"{order}: the block is under way already"
-        assert self._found.get(name) == order.size, f"{order} of what nobody found, or of another size"
+        assert order.place_bytes in self._found.get(name, ()), f"{order} of what nobody found, or of another size"
+        assert 0 <= order.stored < order.size, f"{order} of a size that somebody made up"
         self._memory.begin_write(_who(order), _slot(order))
 
     def _begin_seek(self, order: Seek, call: _Call) -> None:
@@ -205,7 +230,7 @@ class RemoteModel:
         return done
 
     def _finish(self, call: _Call) -> Finished:
-        order, fault, sizes = call.order, call.fault, ()
+        order, fault, sizes, coded = call.order, call.fault, (), {}
         if isinstance(order, Remember | Flush):
             return Finished(order.ticket)
         if not fault and self._happens(self.far.luck.fails):
@@ -214,26 +239,34 @@ class RemoteModel:
             fault = self._random.choice(("full", "refused"))
             self._refuses_until = self._clock() + REFUSES_S
         if isinstance(order, Demote):
-            self._end_demote(order, call, fault)
+            fault, coded = self._end_demote(order, call, fault)
         elif isinstance(order, Promote):
-            fault = self._end_promote(order, fault)
+            fault, coded = self._end_promote(order, fault)
         elif isinstance(order, Erase):
             if not fault or (not call.fault and self._happens(0.5)):
                 self.far.values.pop(self._name(order.namespace, order.key), None)
         elif isinstance(order, Seek) and not fault:
             sizes = call.early or self._sizes(order)
-            self._found.update(
-                {self._name(order.namespace, key): size for key, size in zip(unpack_keys(order.keys), sizes) if size}
-            )
+            for key, size in zip(unpack_keys(order.keys), sizes):
+                if size:
+                    self._find(self._name(order.namespace, key), size)
         self._failures = self._failures + 1 if fault in ("unreachable", "corrupt") else 0
         if self._failures >= FAILURES:
             self._leave_alone()
-        return Finished(order.ticket, fault, 0, self._clock() - call.begun_at, sizes)
+        return Finished(order.ticket, fault, 0, self._clock() - call.begun_at, sizes, **coded)
 
-    def _end_demote(self, order: Demote, call: _Call, fault: str) -> None:
-        """With a fault it may have been written all the same."""
-        content = self._memory.content(_slot(order))
+    def _end_demote(self, order: Demote, call: _Call, fault: str) -> tuple[str, dict[str, object]]:
+        """With a fault it may have been written all the same, but what was larger."""
+        content, coded = self._memory.content(_slot(order)), {}
         self._memory.end_read(_slot(order), call.seen)
+        if order.codec != RAW:
+            needed = self.codecs.frame_bytes(order.key, order.codec, content)
+            coded = {"coded_s": self.codecs.seconds(order.codec, order.size)}
+            if 0 < needed < order.size and order.codec.name not in self._without:
+                content = Frame(decoded(content, order.codec), order.codec, needed)
+            elif not fault and self.codecs.random.random() < 0.5:  # else it is written as it is
+                self.written_bytes -= order.place_bytes
+                return "larger", coded
         name = self._name(order.namespace, order.key)
         now = self._clock()
         if not fault:
@@ -241,19 +274,33 @@ class RemoteModel:
         elif not call.fault and self._happens(0.5):
             at = now + self._random.choice((0.0, 0.5, 1.0)) * LATE_S
             self.far.late.append((at, name, Value(content, self, call.begun_at, at)))
-        if not fault:
-            self._found[name] = order.size
+        if fault:
+            return fault, {}
+        self._find(name, body_bytes(content))
+        self.written_bytes -= order.place_bytes - body_bytes(content)
+        return "", {"stored": body_bytes(content)} | coded
 
-    def _end_promote(self, order: Promote, fault: str) -> str:
+    def _end_promote(self, order: Promote, fault: str) -> tuple[str, dict[str, object]]:
+        """Whatever lies there now is read, be it of another size."""
         name = self._name(order.namespace, order.key)
-        content = None if fault else self.far.get(name)
-        if not fault and content is None:
+        lying, coded = None if fault else self.far.get(name), {}
+        is_unknown = isinstance(lying, Frame) and lying.codec.name in self._without
+        if not fault and (lying is None or is_unknown):
             fault = "gone"
+        content = content_in(lying)
         if not fault and (self._happens(self.far.luck.lies) or len(content or ()) * SLOT_UNIT != order.size):
             fault = "corrupt"
             self.far.values.pop(name, None)
+        if not fault:
+            coded = {"stored": body_bytes(lying)}
+            self._find(name, body_bytes(lying))
+        if not fault and isinstance(lying, Frame):
+            coded |= {"coded_s": self.codecs.seconds(lying.codec, order.size), "codec": lying.codec.name}
         self._memory.end_fill(_who(order), order.slot, None if fault else content)
-        return fault
+        return fault, coded
+
+    def _find(self, name: Name, size: int) -> None:
+        self._found.setdefault(name, set()).add(size)
 
     def _sizes(self, order: Seek) -> tuple[int, ...]:
         return tuple(self.far.size(self._name(order.namespace, key)) for key in unpack_keys(order.keys))

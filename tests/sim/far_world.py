@@ -17,11 +17,13 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from kvtier.block import namespace_digest
+from kvtier.codec import RAW
 from kvtier.handover import Handover
 from kvtier.store import BlockStore
 
 from . import invariants_far
 from .clock import Clock
+from .codecs_model import CodecsModel
 from .far_model import FarLuck, FarStore
 from .node import Node
 from .simulation import BROKEN, EVENTS_SHOWN, SLAB, Namespace
@@ -47,14 +49,19 @@ class FarWorld(Clock):
         plant: Callable[[BlockStore], None] = lambda store: None,
         has_upgrades: bool = False,
         spoil: Callable[[Handover], None] = lambda handover: None,
+        has_codecs: bool = False,
     ) -> None:
-        """`has_upgrades`: of daemons that end, most hand over what they have; `spoil` breaks what they hand over."""
+        """`has_upgrades`: of daemons that end, most hand over what they have; `spoil` breaks what they hand over.
+        `has_codecs`: below RAM some blocks are stored smaller, but not by a peer."""
         super().__init__(seed)
         self.has_upgrades, self.spoil = has_upgrades, spoil
         self.plant = plant
+        self.codecs = CodecsModel(seed, lambda: self.now) if has_codecs else None
+        self.is_peer = self.codecs is not None and self.codecs.random.random() < 0.2
         self.events = 0
         self.log: deque[str] = deque(maxlen=EVENTS_SHOWN)
         self.far = FarStore(self.random, self.random.choice((12, 400, 400)), self.random.choice(FAR_LUCK))
+        self.far.codecs = self.codecs
         self.believed_s = self.random.choice(
             ((4.0, 2.2), (2.5, 2.5))
         )  # that a block is there, or isn't; longer than a call takes
@@ -62,7 +69,12 @@ class FarWorld(Clock):
         self.bytes_per_s = self.random.choice((2**40, 2**40, 2**17))
         self.namespaces = [
             Namespace(
-                namespace_digest({"n": i}), self.random.choice((4, 5, 8)), 1, self.random.choice((128, 512)), is_chain
+                namespace_digest({"n": i}),
+                self.random.choice((4, 5, 8)),
+                1,
+                self.random.choice((128, 512)),
+                is_chain,
+                RAW if self.codecs is None else self.codecs.wish(),
             )
             for i, is_chain in enumerate((True, self.chance(0.7)))
         ]

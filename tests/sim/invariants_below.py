@@ -2,10 +2,12 @@
 
 from collections import Counter
 
+from kvtier.block import SLOT_UNIT
 from kvtier.extents import _DEAD, Extents
 from kvtier.store import BlockStore
 from kvtier.transfer import Demote, Promote
 
+from . import invariants_coding
 from .drives import Drives
 from .expected import Expected
 from .expected_below import ExpectedBelow
@@ -21,6 +23,8 @@ def check(store: BlockStore, expected: Expected, drives: Drives) -> None:
     transfers_are_accounted(store, expected.below, drives)
     lookups_wait_for_what_they_should(store, expected.below)
     it_knows_what_was_used_again(store, expected)
+    if drives.coding is not None:
+        invariants_coding.check(store, expected.below, drives)
 
 
 def what_lies_there_is_as_expected(extents: Extents, below: ExpectedBelow) -> None:
@@ -29,25 +33,27 @@ def what_lies_there_is_as_expected(extents: Extents, below: ExpectedBelow) -> No
         assert extents.holds(lying.place)
         assert extents.checksum(lying.place) == lying.checksum, "a checksum is of another block"
         assert extents.namespace(lying.place) == below.numbers[lying.namespace], "a block is in another namespace"
-        assert extents._size_at(lying.place) == lying.size
-    assert extents.used_bytes == sum(lying.size for lying in below.blocks.values()), "used_bytes"
+        assert (extents.size(lying.place), extents.stored(lying.place)) == (lying.size, lying.place_bytes), "its sizes"
+    assert extents.used_bytes == sum(lying.place_bytes for lying in below.blocks.values()), "used_bytes"
+    assert extents.block_bytes == sum(lying.size for lying in below.blocks.values()), "block_bytes"
     assert extents.used_bytes <= extents.capacity
 
 
 def extents_and_columns_agree(extents: Extents) -> None:
-    rows = Counter(first + i for n, firsts in extents._spare_rows.items() for first in firsts for i in range(n))
+    rows = Counter(first + i for n, first in extents._rows.spare for i in range(n))
     keys = {}
     for number, extent in enumerate(extents._extents):
         its_rows = extents._rows_of(extent)
-        rows.update(range(its_rows.start, its_rows.stop))
+        rows.update(range(extent.rows, extent.rows + extent.rows_kept))
+        assert extent.rows_kept >= its_rows.stop - its_rows.start, f"extent {number} has too few rows"
         alive = [row for row in range(its_rows.start, its_rows.stop) if extents._namespace[row] != _DEAD]
         assert extent.blocks == len(alive), f"extent {number} counts its blocks wrongly"
         for row in alive:
-            place = number * extents._units + (row - extent.rows) * extent.size // 65536
+            place = number * extents._units + (row - extent.rows) * extent.stored // SLOT_UNIT
             keys[extents._keys[row].tobytes()] = place
     assert keys == dict(extents._table), "keys by row and places by key"
     assert max(rows.values(), default=1) == 1, "two extents share rows"
-    assert set(rows) == set(range(extents._rows)), "rows are lost"
+    assert set(rows) == set(range(extents._rows.end)), "rows are lost"
 
 
 def each_extent_is_in_one_state(extents: Extents) -> None:
@@ -55,11 +61,12 @@ def each_extent_is_in_one_state(extents: Extents) -> None:
     open_ = Counter(number for numbers in extents._open.values() for number in numbers)
     for drive, numbers in enumerate(extents._free):
         assert all(number % extents._drives == drive for number in numbers), "a free extent is of another drive"
-    for size, numbers in extents._open.items():
-        assert all(extents._extents[number].size == size for number in numbers), "an extent of another size is open"
+    for sizes, numbers in extents._open.items():
+        theirs = [(extents._extents[number].size, extents._extents[number].stored) for number in numbers]
+        assert all(one == sizes for one in theirs), "an extent of other sizes is open"
     for number, extent in enumerate(extents._extents):
         assert free[number] == (not extent.size), f"extent {number} is free or it isn't"
-        is_open = bool(extent.size) and not extent.leaving and extent.taken < extents.extent_bytes // extent.size
+        is_open = bool(extent.size) and not extent.leaving and extent.taken < extents.extent_bytes // extent.stored
         assert open_[number] == is_open, f"extent {number} is open or it isn't"
         assert not (extent.leaving and (extent.blocks or extent.busy)), f"extent {number} leaves and is in use"
     assert extents._leaving == sum(extent.leaving for extent in extents._extents)

@@ -9,6 +9,8 @@ from kvtier.admission import RATE_BURST_S
 from kvtier.block import SLOT_UNIT
 from kvtier.transfer import Demote, Erase, Promote, Seek
 
+from . import invariants_coding
+
 if TYPE_CHECKING:
     from .node import Node
 
@@ -21,6 +23,7 @@ def check(node: Node) -> None:
     links_know_what_is_queued(node)
     what_is_here_is_right(node)
     no_more_is_written_than_the_rate_allows(node)
+    invariants_coding.check_node(node)
 
 
 def each_slot_is_in_one_place(node: Node) -> None:
@@ -71,9 +74,9 @@ def links_know_what_is_queued(node: Node) -> None:
     staging = node.store.staging
     for tier, source in staging._sources.items():
         waiting = sum(
-            one.size for mine in staging.waiting.values() if tier in mine.parts for one in mine.parts[tier].to_read
+            one.place_bytes for mine in staging.waiting.values() if tier in mine.parts for one in mine.parts[tier].to_read
         )
-        reading = sum(read.promote.size for read in staging._reads.values() if read.source.tier == tier)
+        reading = sum(read.promote.place_bytes for read in staging._reads.values() if read.source.tier == tier)
         assert source.link.queued_bytes == waiting + reading, f"what is queued at {tier}"
     for asker, mine in staging.waiting.items():
         left = Counter(mine.tiers.values())

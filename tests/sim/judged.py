@@ -49,6 +49,8 @@ class Judged:
         answer = self.store.join(engine, namespace.digest, block_bytes, tokens, lend, self.now, is_chain=is_chain)
         expected = self.expected.join(engine, namespace.digest, block_bytes, tokens, lend, is_chain)
         assert answer == expected, "epoch and target"
+        if self.drives is not None:
+            self.drives.joined(namespace)
         if self.gpu is not None:
             self.gpu.joined(engine)
         return answer[0]

@@ -15,12 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvtier.admission import Budget
 from kvtier.block import BELOW, NO_KEY, SLOT_UNIT, BlockKey, pack_keys
 from kvtier.decision import Ask
 from kvtier.errors import ProtocolError
-from kvtier.estimators import Link
-from kvtier.extents import Extents
 from kvtier.guard import Guard
 from kvtier.session import NOTHING, Hints
 from kvtier.store import BlockStore
@@ -30,9 +27,10 @@ from . import invariants_far
 from .arena_model import ArenaModel, Meaning, content_of
 from .drives import EXTENT_UNITS, LUCK
 from .engine_model import BUSY_UNTIL, EngineModel
-from .far_model import RemoteModel
+from .frames import Saved
 from .habits import RIGHT
 from .node_operator import NodeOperator
+from .node_tiers import NodeTiers
 from .tier_model import Disks, TierModel
 from .upgrading import Former
 
@@ -51,7 +49,7 @@ class Lookup:
     patience_s: float  # that it was said to be worth to wait for an answer of the remote
 
 
-class Node:
+class Node(NodeTiers):
     gpu, habits, reset_chance, arena_model = None, RIGHT, 0.01, ArenaModel
 
     def __init__(self, world: FarWorld, name: str) -> None:
@@ -63,7 +61,7 @@ class Node:
         self.is_calm = self.chance(0.85)
         self.life = 0
         self.counts: Counter[str] = Counter()  # of all lives
-        self.contents: dict[BlockKey, list[tuple[Meaning, int]]] = {}
+        self.contents: dict[BlockKey, Saved] = {}
         self.resets: Counter[bytes] = Counter()
         self.drives = Disks(self.random.choice((6, 16)), EXTENT_UNITS, 1) if self.chance(0.4) else None
         self._drive_luck, self._mode = self.random.choice(LUCK), self.random.choice(("decide", "decide", "always"))
@@ -97,11 +95,9 @@ class Node:
         self.arena = self.arena_model(self.store.ram.slots.units) if former is None else former.arena
         self.tier: TierModel | None = None
         if self.drives is not None:
-            self.tier = TierModel(self.drives, self.arena, self.random, lambda: self.now, self._drive_luck)
-            self._attach_drives(self.tier)
-        self.remote = RemoteModel(self.world.far, self.arena, lambda: self.now, self._may_leave)
-        budget = Budget.of_rate(self.world.bytes_per_s, self.now)
-        self.store.attach_remote(budget, Link(0.002, 2e8), self.stage_s)
+            self._attach_drives(self.drives)
+        self._attach_remote()
+        self._told = set()
         known = self.store.away.known
         known._there_s, known._missing_s = self.world.believed_s
         self.store.staging.bytes_max *= self.world.reads
@@ -120,12 +116,6 @@ class Node:
         if former is not None:
             former.go_on(self)
         self.world.plant(self.store)
-
-    def _attach_drives(self, tier: TierModel) -> None:
-        disks, found = tier.disks, tier.recovered
-        extents = Extents(disks.extents, EXTENT_UNITS * SLOT_UNIT, disks.drives)
-        extents.recover(found.keys, found.places, found.sizes, found.namespaces, found.checksums, found.origins)
-        self.store.attach(extents, Budget(2**40, self.now), self.stage_s, found.remembered)
 
     def _hear_patience(self) -> None:
         sound = self.store.decisions.patience_to_ask
@@ -187,6 +177,8 @@ class Node:
         self.is_called = False
         if self.tier is not None:
             for order in self.store.transfers(self.now, not self.tier.read_only):
+                if isinstance(order, Demote):
+                    self.may_be_written(order)
                 self.tier.start(order)
             self._wake("drives", self.tier.wakes_at(), self._poll_drives)
         for order in self.store.remote_transfers(self.now, not self.remote.read_only):
@@ -259,14 +251,10 @@ class Node:
         assert self.store.ram.slots.size_of(slot) == len(content) * SLOT_UNIT, f"slot {slot} has another size"
         assert self.arena.holds_whole(slot, content), f"slot {slot} of {self.name} does not hold {content[0][0]} whole"
 
-    def _may_leave(self, demote: Demote) -> None:
-        stays = demote.key in self._of_those_who_stay and demote.key not in self._of_others
-        assert not stays, f"{demote}: its session was to stay on {self.name}"
-
     # --- what engines say ----------------------------------------------------------------------------------------
 
-    def learn(self, key: BlockKey, meaning: Meaning, units: int) -> None:
-        content = content_of(meaning, units)
+    def learn(self, key: BlockKey, meaning: Meaning, namespace: Namespace) -> None:
+        content = content_of(meaning, namespace.units, namespace.wish)
         assert self.contents.setdefault(key, content) == content, f"a key for {meaning} and for something else"
 
     def user_of(self, digest: bytes) -> str:
@@ -293,6 +281,7 @@ class Node:
         of = {"is_chain": namespace.is_chain, "user": self.user_of(namespace.digest)}
         epoch, _ = self.store.join(engine, namespace.digest, size, tokens, lend, self.now, **of)
         assert epoch == self.resets[namespace.digest], "its epoch"
+        self.tell_wish(namespace)
         return epoch
 
     def leave(self, engine: str) -> None:

@@ -4,14 +4,13 @@ Each function takes a sound store and breaks one line of it: by hand on the stor
 that no other store is touched. Its name says what is wrong and shows in the test's id.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from kvtier.block import ABSENT, SLOT_UNIT
 from kvtier.store import BlockStore
 
 from .habits import Habits
+from .planting import bugs_of
 
 
 def release_forgets_to_unpin(store: BlockStore) -> None:
@@ -356,11 +355,7 @@ def the_policy_forgets_what_was_put_aside(store: BlockStore) -> None:
     store.ram.policy.restore = lambda slots: None
 
 
-STORE_BUGS: list[Callable[[BlockStore], None]] = [
-    plant
-    for plant in list(globals().values())
-    if callable(plant) and getattr(plant, "__module__", "") == __name__ and plant.__name__.islower()
-]
+STORE_BUGS = bugs_of(globals())
 
 # What surrounds the store: here only the content of the arena can tell, for the store does nothing wrong.
 HABIT_BUGS = {

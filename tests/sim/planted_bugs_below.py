@@ -1,42 +1,11 @@
 """Bugs planted in what the store does with the tier below it; see planted_bugs.py."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 
-from kvtier.away import Away
-from kvtier.lower import Lower
-from kvtier.ram import Ram
 from kvtier.store import BlockStore
 from kvtier.transfer import Demote, Finished, Forget, Promote, Remember
 
-
-class Blind(dict):
-    """Holds what it holds and says that it doesn't."""
-
-    def __contains__(self, item: object) -> bool:
-        return False
-
-    def get(self, item: object, otherwise: object = None) -> object:
-        return otherwise
-
-
-def lie_about_faults(tier: Lower | Away, kind: type) -> None:
-    """Whatever failed, this kind of order is taken for done."""
-    sound = tier.finished
-
-    def finished(done: Finished, now: float) -> None:
-        failed = isinstance(tier._under_way[done.ticket], kind) and done.fault
-        sound(replace(done, fault="") if failed else done, now)
-
-    tier.finished = finished
-
-
-def see_ram_otherwise(tier: Lower | Away, ram: Ram, **how: object) -> None:
-    """What its demotions see of RAM."""
-    names = ("index", "slots", "tenants", "origin", "stays", "stays_here", "note_below", "pin", "unpin")
-    tier.demotions._ram = SimpleNamespace(**{name: getattr(ram, name) for name in names} | how)
-
+from .planting import Blind, bugs_of, lie_about_faults, see_ram_otherwise
 
 # --- writes --------------------------------------------------------------------------------------------------
 
@@ -283,8 +252,8 @@ def a_place_is_handed_out_twice(store: BlockStore) -> None:
     extents = store.lower.extents
     sound = extents.take
 
-    def take(size):
-        place = sound(size)
+    def take(size, stored=0):
+        place = sound(size, stored)
         if place is not None and extents._extents[place // extents._units].taken == 2:
             extents._extents[place // extents._units].taken = 1
         return place
@@ -299,7 +268,7 @@ def the_place_of_a_failed_write_is_used_again(store: BlockStore) -> None:
     def give_up(place, *origin):
         sound(place, *origin)
         extent = extents._extents[place // extents._units]
-        if place // extents._units in extents._open.get(extent.size, ()):
+        if place // extents._units in extents._open.get((extent.size, extent.stored), ()):
             extent.taken -= 1
 
     extents.give_up = give_up
@@ -382,11 +351,4 @@ def a_flush_is_never_over(store: BlockStore) -> None:
     store.lower.demotions._handled = lambda key: None
 
 
-BUGS_BELOW: list[Callable[[BlockStore], None]] = [
-    plant
-    for plant in list(globals().values())
-    if callable(plant)
-    and getattr(plant, "__module__", "") == __name__
-    and plant.__name__.islower()
-    and plant not in (lie_about_faults, see_ram_otherwise)
-]
+BUGS_BELOW = bugs_of(globals())

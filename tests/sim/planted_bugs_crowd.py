@@ -1,8 +1,8 @@
 """Bugs planted in what tenants and users have to do with the store; see planted_bugs.py."""
 
-from collections.abc import Callable
-
 from kvtier.store import BlockStore
+
+from .planting import bugs_of
 
 
 def what_goes_is_counted_still(store: BlockStore) -> None:
@@ -54,8 +54,4 @@ def what_came_from_below_is_whoevers_slot_it_was(store: BlockStore) -> None:
     store.ram.residue.filled = lambda slot, size, namespace: None
 
 
-BUGS_IN_CROWDS: list[Callable[[BlockStore], None]] = [
-    plant
-    for plant in list(globals().values())
-    if callable(plant) and getattr(plant, "__module__", "") == __name__ and plant.__name__.islower()
-]
+BUGS_IN_CROWDS = bugs_of(globals())

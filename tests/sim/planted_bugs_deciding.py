@@ -7,6 +7,8 @@ from kvtier.block import ABSENT, BELOW
 from kvtier.decision import Decision
 from kvtier.store import BlockStore
 
+from .planting import bugs_of
+
 # --- what is offered ---------------------------------------------------------------------------------------------
 
 
@@ -257,11 +259,4 @@ def a_namespace_differs_from_itself(store: BlockStore) -> None:
     store.decisions._witnesses.add = lambda witness, namespace: sound(witness, "another namespace")
 
 
-BUGS_IN_DECIDING: list[Callable[[BlockStore], None]] = [
-    plant
-    for plant in list(globals().values())
-    if callable(plant)
-    and getattr(plant, "__module__", "") == __name__
-    and plant.__name__.islower()
-    and plant not in (take_what_was_chosen, drop_otherwise_in)
-]
+BUGS_IN_DECIDING = bugs_of(globals(), take_what_was_chosen, drop_otherwise_in)

@@ -1,13 +1,11 @@
 """Bugs planted in what the store does with the remote; see planted_bugs.py."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from kvtier.store import BlockStore
 from kvtier.transfer import Erase, Promote
 
-from .planted_bugs_below import Blind, lie_about_faults, see_ram_otherwise
+from .planting import Blind, bugs_of, lie_about_faults, see_ram_otherwise
 
 # --- what goes there ---------------------------------------------------------------------------------------------
 
@@ -67,11 +65,4 @@ def an_erasure_there_that_failed_is_taken_for_done(store: BlockStore) -> None:
     lie_about_faults(store.away, Erase)
 
 
-BUGS_FAR: list[Callable[[BlockStore], None]] = [
-    plant
-    for plant in list(globals().values())
-    if callable(plant)
-    and getattr(plant, "__module__", "") == __name__
-    and plant.__name__.islower()
-    and plant not in (lie_about_faults, see_ram_otherwise)
-]
+BUGS_FAR = bugs_of(globals())

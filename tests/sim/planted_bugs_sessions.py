@@ -1,6 +1,5 @@
 """Bugs planted in what the store does because of sessions; see planted_bugs.py."""
 
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +9,7 @@ from kvtier.policy import KEPT
 from kvtier.store import BlockStore
 from kvtier.transfer import Erase
 
-from .planted_bugs_below import lie_about_faults
+from .planting import bugs_of, lie_about_faults
 
 # --- who goes ------------------------------------------------------------------------------------------------------
 
@@ -186,11 +185,4 @@ def what_is_to_touch_no_disk_is_written(store: BlockStore) -> None:
     store.lower.demotions._ram = SimpleNamespace(stays=stays, **{name: getattr(ram, name) for name in names})
 
 
-BUGS_IN_SESSIONS: list[Callable[[BlockStore], None]] = [
-    plant
-    for plant in list(globals().values())
-    if callable(plant)
-    and getattr(plant, "__module__", "") == __name__
-    and plant.__name__.islower()
-    and plant is not lie_about_faults
-]
+BUGS_IN_SESSIONS = bugs_of(globals())

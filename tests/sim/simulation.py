@@ -20,8 +20,9 @@ theirs; an arena that is always full; each mode, held out requests, tiers that a
 policy. Clients talk (talking.py): conversations go on, fork and share system prompts, and what is said of them need not
 be true. An operator (operator_model.py) warms, parks, pins, ends and forgets them at any moment. In two of three seeds
 there are drives below the arena (tier_model.py), which are slow, hang and fail, and the daemon dies now and then. Where a
-test asks for it, a GPU mirrors some of the arena (gpu.py), or there is a remote that never answers (dead_remote.py); one
-that does, and a second node, are in far_world.py.
+test asks for it, a GPU mirrors some of the arena (gpu.py), codecs make frames of blocks (codecs_model.py), some of them
+lossy by their engines' wish, or there is a remote that never answers (dead_remote.py); one that does, and a second node,
+are in far_world.py.
 
 What is not: frames and sockets (tests of protocol and server), memory (tests of the arena and the copier), files and
 real drives (tests of the tiers).
@@ -34,6 +35,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvtier.block import BELOW, SLOT_UNIT, BlockKey, namespace_digest
+from kvtier.codec import RAW, Codec
 from kvtier.deciding import MODES
 from kvtier.errors import KVTierError
 from kvtier.guard import Guard
@@ -44,6 +46,7 @@ from .arena_model import ArenaModel, Meaning, content_of
 from .charges import Charges
 from .choices import Choices
 from .clock import Clock
+from .codecs_model import CodecsModel
 from .dead_remote import DeadRemote
 from .drives import Drives
 from .engine_model import BUSY_UNTIL, EngineModel
@@ -78,6 +81,7 @@ class Namespace:
     ranks: int
     block_tokens: int
     is_chain: bool
+    wish: Codec = RAW  # of its engines
 
 
 class Simulation(Clock, Judged):
@@ -90,9 +94,11 @@ class Simulation(Clock, Judged):
         habits: Habits = RIGHT,
         has_gpu: bool = False,
         has_dead_remote: bool = False,
+        has_codecs: bool = False,
     ) -> None:
         """`plant` breaks the store on purpose, `habits` what stands around it; both to see whether that is noticed.
-        `has_gpu`: some of what is in RAM has a copy on a device. `has_dead_remote`: a remote that never answers."""
+        `has_gpu`: some of what is in RAM has a copy on a device. `has_dead_remote`: a remote that never answers.
+        `has_codecs`: below RAM some blocks are stored smaller."""
         super().__init__(seed)
         self.events = 0
         self.log: deque[str] = deque(maxlen=EVENTS_SHOWN)
@@ -100,6 +106,7 @@ class Simulation(Clock, Judged):
         self.life = 1  # of the daemon
         self.drives: Drives | None = None
         self.gpu: Gpu | None = None
+        self.codecs = CodecsModel(seed, lambda: self.now) if has_codecs else None
         self.dead_remote = DeadRemote(self) if has_dead_remote else None
         self._plant = plant
         self._store_was_called = False  # else a step was an engine's own affair, or a copy's
@@ -144,9 +151,9 @@ class Simulation(Clock, Judged):
 
     # --- for engines -----------------------------------------------------------------------------------------
 
-    def learn(self, key: BlockKey, meaning: Meaning, units: int) -> None:
+    def learn(self, key: BlockKey, meaning: Meaning, namespace: Namespace) -> None:
         """An engine uses this key for this content. Two contents under one key would be a lie by construction."""
-        content = content_of(meaning, units)
+        content = content_of(meaning, namespace.units, namespace.wish)
         assert self.contents.setdefault(key, content) == content, f"a key for {meaning} and for something else"
 
     def weights_of(self, namespace: Namespace) -> str:
@@ -160,6 +167,7 @@ class Simulation(Clock, Judged):
             Namespace(
                 namespace_digest({"n": i}),
                 *map(self.random.choice, ((4, 4, 5, 8, 12), (1, 2, 4), (16, 128, 512), (True, True, False))),
+                RAW if self.codecs is None else self.codecs.wish(),
             )
             for i in range(self.random.randint(1, 3))
         ]

@@ -4,7 +4,7 @@ Transfers finish in any order after random delays, now and then very late; a dri
 which it is read only for a while; what lies there rots. Nothing happens but in `start` and `poll`, on a clock that is
 handed in. It is strict with its caller, who guarantees something too.
 
-    Demote    slot --> content by place      its record goes to the log
+    Demote    slot --> content by place      its record goes to the log; with a codec: a frame, if it fits into the place
     Remember, Forget -------------------->   the log, in the order of starts
     Erase     zeros  --> content by place    then a Forget of its place goes to the log
     Shred     content of the tenant rots
@@ -20,7 +20,8 @@ from typing import Protocol
 
 import numpy as np
 
-from kvtier.block import SLOT_UNIT, BlockKey, pack_keys
+from kvtier.block import PLACE_GRAIN, SLOT_UNIT, BlockKey, pack_keys, place_at, position_of
+from kvtier.codec import RAW, Codec
 from kvtier.tiers.base import TRANSFERS_MAX, Recovered
 from kvtier.transfer import (
     ORIGIN_BYTES,
@@ -36,8 +37,11 @@ from kvtier.transfer import (
     tenant_of_origin,
 )
 
+from .frames import Frame, content_in, decoded
+
 ROTTEN = "rotten"
 ZEROS = bytes(SLOT_UNIT)  # a unit of what was erased
+PAGES = SLOT_UNIT // PLACE_GRAIN  # of a unit
 
 
 class Memory(Protocol):
@@ -48,6 +52,13 @@ class Memory(Protocol):
     def end_read(self, units: list[int], writes: list[int]) -> None: ...
     def begin_write(self, who: str, units: list[int]) -> None: ...
     def end_fill(self, who: str, slot: int, content: list | None) -> None: ...
+
+
+class Codecs(Protocol):
+    """What frames become of blocks. CodecsModel is one."""
+
+    def frame_bytes(self, key: BlockKey, codec: Codec, content: list) -> int: ...
+    def seconds(self, codec: Codec, size: int) -> float: ...
 
 
 @dataclass
@@ -81,6 +92,7 @@ class Disks:
     extent_units: int
     drives: int
     content: dict[int, object] = field(default_factory=dict)  # by place
+    place_bytes: dict[int, int] = field(default_factory=dict)  # by place: of what was to be written there last
     tenants: dict[int, bytes] = field(default_factory=dict)  # by place: whose data key it is encrypted with
     records: dict[int, Record] = field(default_factory=dict)  # committed, by place, in the order of commits
     remembered: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # committed
@@ -107,13 +119,16 @@ class Disks:
         blocks, checksums = [r.demote for r in self.records.values()], [r.checksum for r in self.records.values()]
         return Recovered(
             pack_keys(block.key for block in blocks),
-            np.array([block.place for block in blocks], np.uint32),
-            np.array([block.size for block in blocks], np.int64),
-            np.array([block.namespace for block in blocks], np.int32),
-            np.array([block.epoch for block in blocks], np.int64),
-            np.array(checksums, np.uint32),
-            dict(self.remembered),
-            np.frombuffer(b"".join(b.origin or bytes(ORIGIN_BYTES) for b in blocks), np.uint8).reshape(-1, ORIGIN_BYTES),
+            places=np.array([block.place for block in blocks], np.uint32),
+            sizes=np.array([block.size for block in blocks], np.int64),
+            stored=np.array([block.place_bytes for block in blocks], np.int64),
+            namespaces=np.array([block.namespace for block in blocks], np.int32),
+            epochs=np.array([block.epoch for block in blocks], np.int64),
+            checksums=np.array(checksums, np.uint32),
+            remembered=dict(self.remembered),
+            origins=np.frombuffer(b"".join(b.origin or bytes(ORIGIN_BYTES) for b in blocks), np.uint8).reshape(
+                -1, ORIGIN_BYTES
+            ),
         )
 
 
@@ -128,12 +143,21 @@ class _UnderWay:
 
 
 class TierModel:
-    def __init__(self, disks: Disks, memory: Memory, chance: random.Random, clock: Callable[[], float], luck: Luck) -> None:
-        self.disks, self.luck = disks, luck
+    def __init__(
+        self,
+        disks: Disks,
+        memory: Memory,
+        chance: random.Random,
+        clock: Callable[[], float],
+        luck: Luck,
+        codecs: Codecs | None = None,
+    ) -> None:
+        """Without `codecs` all is to be written as it is."""
+        self.disks, self.luck, self.codecs = disks, luck, codecs
         self.recovered = disks.recovered()
         self.under_way: dict[int, _UnderWay] = {}
         self._memory, self._random, self._clock = memory, chance, clock
-        self._written = {u for record in disks.records.values() for u in _units(record.demote)}  # since their Forget
+        self._written = {n for record in disks.records.values() for n in self._pages(record.demote)}  # since their Forget
         self._erased: set[int] = set()  # places whose block nobody may ask for
         self._log: list[Entry | None] = []  # None: it failed
         self._committed = 0  # entries of it
@@ -161,33 +185,61 @@ class TierModel:
         if self.read_only and isinstance(transfer, Demote | Forget | Erase | Remember | Shred):
             mine.due, mine.refused = self._clock(), True
         elif isinstance(transfer, Demote):
-            units = set(_units(transfer))
-            extents = {place // self.disks.extent_units for place in units}
-            assert len(extents) == 1 and max(extents) < self.disks.extents, f"{transfer} is not within an extent"
-            assert not units & self._written, f"{transfer} writes to places that were not forgotten"
-            self._written |= units
+            self._check_way(transfer)
+            pages = self._pages_within(transfer)
+            assert not pages & self._written, f"{transfer} writes to places that were not forgotten"
+            self._written |= pages
+            self.disks.place_bytes[transfer.place] = transfer.place_bytes
             mine.seen = self._memory.begin_read(_slot(transfer))
         elif isinstance(transfer, Promote):
             assert transfer.place in self.disks.content, f"{transfer} of what was never written"
             assert transfer.place not in self._erased, f"{transfer} of what was erased"
+            lies = self.disks.place_bytes[transfer.place]
+            assert transfer.place_bytes == lies, f"{transfer}, and {lies} bytes lie there"
             self._memory.begin_write(_who(transfer), _slot(transfer))
         elif isinstance(transfer, Flush):
             mine.entry = len(self._log)
         elif isinstance(transfer, Shred):
             mine.places = [place for place, tenant in self.disks.tenants.items() if tenant == transfer.tenant]
         elif isinstance(transfer, Erase):
-            units = set(_units(transfer))
-            assert len({place // self.disks.extent_units for place in units}) == 1, f"{transfer} is not within an extent"
-            self._nothing_under_way(transfer, units)
-            self._written |= units
+            lies = self.disks.place_bytes.get(transfer.place, transfer.size)
+            assert transfer.size == lies, f"{transfer}, and {lies} bytes lie there"
+            pages = self._pages_within(transfer)
+            self._nothing_under_way(transfer, pages)
+            self._written |= pages
             self._erased.add(transfer.place)
         else:
             self._begin_entry(mine)
 
-    def _nothing_under_way(self, order: Forget | Erase, places: Container[int]) -> None:
+    def _check_way(self, order: Demote) -> None:
+        if order.codec == RAW:
+            assert order.place_bytes == order.size, f"{order}: a block as it is has a place of its own size"
+        else:
+            assert self.codecs is not None, f"{order}, and there is no codec"
+            assert SLOT_UNIT <= order.stored < order.size, f"{order}: the place of a frame"
+            assert order.stored % PLACE_GRAIN == 0, f"{order}: a place within a page"
+
+    def _pages(self, order: Demote | Promote | Erase) -> range:
+        """Of the drives, all together: where this place really is."""
+        stored = order.size if isinstance(order, Erase) else order.place_bytes
+        extent, within = divmod(order.place, self.disks.extent_units)
+        begin = within * SLOT_UNIT
+        if stored % SLOT_UNIT:
+            begin = position_of(within, stored) * stored
+            assert place_at(begin // stored, stored) == within, f"{order}: there is no such place"
+        begin += extent * self.disks.extent_units * SLOT_UNIT
+        return range(begin // PLACE_GRAIN, (begin + stored) // PLACE_GRAIN)
+
+    def _pages_within(self, order: Demote | Erase) -> set[int]:
+        pages, of_extent = self._pages(order), self.disks.extent_units * PAGES
+        number = pages.start // of_extent
+        assert number == (pages.stop - 1) // of_extent < self.disks.extents, f"{order} is not within an extent"
+        return set(pages)
+
+    def _nothing_under_way(self, order: Forget | Erase, pages: Container[int]) -> None:
         for other in self.under_way.values():
             if other.order is not order and isinstance(other.order, Demote | Promote | Erase) and not other.refused:
-                assert not any(place in places for place in _units(other.order)), (
+                assert not any(page in pages for page in self._pages(other.order)), (
                     f"{order} while {other.order} is under way"
                 )
             if isinstance(order, Erase) and isinstance(other.order, Forget) and not other.refused:
@@ -196,7 +248,7 @@ class TierModel:
     def _begin_entry(self, mine: _UnderWay) -> None:
         order = mine.order
         if isinstance(order, Forget):
-            self._nothing_under_way(order, range(order.first, order.end))
+            self._nothing_under_way(order, range(order.first * PAGES, order.end * PAGES))
         mine.entry = len(self._log)
         self._log.append(order)
 
@@ -206,16 +258,16 @@ class TierModel:
 
     def _finish(self, mine: _UnderWay) -> Finished:
         order = mine.order
-        fault, checksum = "", 0
+        fault, checksum, coded = "", 0, {}
         if mine.refused:
             return Finished(order.ticket, "io")
         if self._happens(self.luck.io):
             fault = self._random.choice(("io", "full"))
             self._read_only_until = self._clock() + self._random.uniform(0.1, 1.5)
         if isinstance(order, Demote):
-            checksum = self._end_demote(mine, order, fault)
+            fault, checksum, coded = self._end_demote(mine, order, fault)
         elif isinstance(order, Promote):
-            fault = self._end_promote(order, fault)
+            fault, coded = self._end_promote(order, fault)
         elif isinstance(order, Erase):
             self._end_erase(order, fault)
         elif isinstance(order, Shred):
@@ -228,30 +280,41 @@ class TierModel:
         else:
             self._commit(mine.entry + 1)
             if isinstance(order, Forget):
-                self._written -= set(range(order.first, order.end))
+                self._written -= set(range(order.first * PAGES, order.end * PAGES))
                 self._erased -= set(range(order.first, order.end))
                 self._lose(order.first, order.end)
-        return Finished(order.ticket, fault, checksum)
+        return Finished(order.ticket, fault, checksum, **coded)
 
-    def _end_demote(self, mine: _UnderWay, order: Demote, fault: str) -> int:
-        content = self._memory.content(_slot(order))
+    def _end_demote(self, mine: _UnderWay, order: Demote, fault: str) -> tuple[str, int, dict[str, object]]:
+        lying, coded = self._memory.content(_slot(order)), {}
         self._memory.end_read(_slot(order), mine.seen)
+        if order.codec != RAW and not fault:
+            needed = self.codecs.frame_bytes(order.key, order.codec, lying)
+            coded = {"coded_s": self.codecs.seconds(order.codec, order.size)}
+            if not 0 < needed <= order.place_bytes:
+                self._written -= set(self._pages(order))
+                return "larger", 0, coded
+            coded["stored"] = needed
+            lying = Frame(decoded(lying, order.codec), order.codec, needed)
         if fault:
-            return 0
-        checksum = _checksum(order.key, content)
-        self.disks.content[order.place] = content
+            return fault, 0, {}
+        checksum = _checksum(order.key, lying)
+        self.disks.content[order.place] = lying
         self.disks.tenants[order.place] = tenant_of_origin(order.origin)
         self._log.append(Record(order, checksum))
-        return checksum
+        return "", checksum, coded
 
-    def _end_promote(self, order: Promote, fault: str) -> str:
+    def _end_promote(self, order: Promote, fault: str) -> tuple[str, dict[str, object]]:
         if self._happens(self.luck.rots):
             self.disks.content[order.place] = ROTTEN
-        content = self.disks.content[order.place]
-        if not fault and _checksum(order.key, content) != order.checksum:
+        lying, coded = self.disks.content[order.place], {}
+        if not fault and _checksum(order.key, lying) != order.checksum:
             fault = "corrupt"
-        self._memory.end_fill(_who(order), order.slot, None if fault else content)
-        return fault
+        if isinstance(lying, Frame) and not fault:
+            spent_s = self.codecs.seconds(lying.codec, order.size)
+            coded = {"stored": lying.stored, "coded_s": spent_s, "codec": lying.codec.name}
+        self._memory.end_fill(_who(order), order.slot, None if fault else content_in(lying))
+        return fault, coded
 
     def _end_erase(self, order: Erase, fault: str) -> None:
         """With a fault it was not begun, or not finished, or is committed later."""
@@ -259,7 +322,7 @@ class TierModel:
             return
         self._zero(order)
         if not fault or self._happens(0.5):
-            self._log.append(Forget(order.ticket, order.place, _units(order).stop))
+            self._log.append(Forget(order.ticket, order.place, order.place + order.size // SLOT_UNIT))
         if not fault:
             self._commit(len(self._log))
 
@@ -273,7 +336,7 @@ class TierModel:
 
     def _zero(self, order: Erase) -> None:
         self.disks.tenants.pop(order.place, None)
-        self.disks.content[order.place] = [ZEROS] * len(_units(order))
+        self.disks.content[order.place] = [ZEROS] * (order.size // SLOT_UNIT)
 
     # --- the log ---------------------------------------------------------------------------------------------
 
@@ -319,8 +382,11 @@ class TierModel:
         return begin + self._random.expovariate(1 / mean) * (40 if self._happens(self.luck.late) else 1)
 
 
-def _checksum(key: BlockKey, content: object) -> int:
-    crc = zlib.crc32(key)
+def _checksum(key: BlockKey, lying: object) -> int:
+    """Of a frame another one than of the block that it is made of."""
+    crc, content = zlib.crc32(key), content_in(lying)
+    if isinstance(lying, Frame):
+        crc = zlib.crc32(f"{lying.codec} {lying.stored}".encode(), crc)
     for part in content if isinstance(content, list) else ():
         crc = zlib.crc32(part if isinstance(part, bytes) else repr(part).encode(), crc)
     return crc
@@ -332,7 +398,3 @@ def _who(order: Promote) -> str:
 
 def _slot(order: Demote | Promote) -> list[int]:
     return list(range(order.slot, order.slot + order.size // SLOT_UNIT))
-
-
-def _units(order: Demote | Promote | Erase) -> range:
-    return range(order.place, order.place + order.size // SLOT_UNIT)

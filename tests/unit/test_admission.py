@@ -70,3 +70,13 @@ def test_a_network_does_not_wear_out():
         "written_bytes_per_day": 200 * 86_400,
         "days_of_life": None,
     }
+
+
+def test_what_was_spent_and_not_written_comes_back_and_no_more_than_there_was():
+    budget = Budget(DAY, begun_at=0.0)
+    budget.spend(300)
+    budget.give_back(100)
+    assert (budget.left, budget.spent) == (800, 200)
+    budget.snapshot(now=DAY_S / 2)
+    budget.give_back(200)
+    assert (budget.left, budget.spent) == (DAY, 0)

@@ -53,6 +53,18 @@ def test_two_seconds_without_an_answer_open_it(breaker):
     assert breaker.state is State.OPEN and breaker.reason == "no answer for 2.0 s"
 
 
+def test_a_call_that_never_asked_is_neither_an_answer_nor_a_failure(breaker):
+    fail(breaker, 1.0, 2)
+    breaker.begun(1.0)
+    breaker.begun(1.0)
+    breaker.never_asked(2.5)
+    assert breaker.silent_at(2.5) == 3.0, "the other one waits as before"
+    breaker.never_asked(2.6)
+    assert breaker.is_closed and breaker.silent_at(2.6) == float("inf")
+    fail(breaker, 3.0)
+    assert breaker.state is State.OPEN
+
+
 def test_an_answer_to_any_call_ends_the_silence(breaker):
     breaker.begun(5.0)
     breaker.begun(5.0)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kvtier import _native
-from kvtier.block import SLOT_UNIT
+from kvtier.block import PLACE_GRAIN, SLOT_UNIT, place_at
 from kvtier.errors import DaemonError
 from kvtier.tiers import catalogue
 from kvtier.tiers.base import Recovered
@@ -31,9 +31,18 @@ def opened(folder: Path, extents: int = EXTENTS, **more) -> Catalogue:
 
 
 def record(
-    place: int, key: int, sequence: int, units: int = 1, namespace: int = 1, epoch: int = 0, origin: bytes = b""
+    place: int,
+    key: int,
+    sequence: int,
+    units: int = 1,
+    namespace: int = 1,
+    epoch: int = 0,
+    origin: bytes = b"",
+    stored: float = 0,
 ) -> bytes:
-    demote = Demote(0, key.to_bytes(16, "big"), 0, place, units * SLOT_UNIT, namespace, epoch, origin)
+    """`stored`: units of its place; 0: as many as the block has."""
+    size = units * SLOT_UNIT
+    demote = Demote(0, key.to_bytes(16, "big"), 0, place, size, namespace, epoch, origin, stored=int(stored * SLOT_UNIT))
     return record_of(demote, checksum_of(key), sequence)
 
 
@@ -76,6 +85,16 @@ def test_records_come_back_in_the_order_of_their_sequence(tmp_path):
     assert [c.dtype for c in (found.places, found.sizes, found.namespaces, found.epochs, found.checksums)] == [
         np.uint32, np.int64, np.int32, np.int64, np.uint32,
     ]  # fmt: skip
+    assert found.stored.dtype == np.int64 and found.stored.tolist() == found.sizes.tolist()
+
+
+def test_what_a_frame_takes_comes_back_life_after_life(tmp_path):
+    commit(tmp_path, remember(), record(9, 100, 2, units=4, stored=3), record(3, 101, 1, units=4))
+    for _ in range(2):
+        found = recovered(tmp_path)
+        assert found.places.tolist() == [3, 9]
+        assert found.sizes.tolist() == [4 * SLOT_UNIT, 4 * SLOT_UNIT]
+        assert found.stored.tolist() == [4 * SLOT_UNIT, 3 * SLOT_UNIT]
 
 
 def test_origins_come_back_with_their_blocks_life_after_life(tmp_path):
@@ -152,6 +171,37 @@ def test_of_two_places_of_a_block_the_newer_counts(tmp_path):
 def test_overlapping_blocks_are_both_given_up(tmp_path):
     commit(tmp_path, remember(), record(0, 1, 1, units=8), record(4, 2, 2), record(7, 3, 3, units=2), record(9, 4, 4))
     assert places(tmp_path) == [9]
+
+
+def test_where_a_place_ends_and_not_how_large_its_block_is_decides_whom_it_overlaps(tmp_path):
+    commit(tmp_path, remember(), record(0, 1, 1, units=8, stored=6), record(6, 2, 2, units=8, stored=6), record(12, 3, 3))
+    assert places(tmp_path) == [0, 6, 12]
+    commit(tmp_path, record(11, 4, 4))
+    assert places(tmp_path) == [0, 12]
+
+
+def test_frames_may_lie_at_the_end_of_an_extent_where_their_blocks_would_not_fit(tmp_path):
+    commit(tmp_path, remember(), record(UNITS - 3, 1, 1, units=4, stored=3), record(2 * UNITS - 3, 2, 2, units=5, stored=4))
+    assert places(tmp_path) == [UNITS - 3]
+
+
+def test_frames_of_some_pages_more_than_units_lie_side_by_side(tmp_path):
+    stored = 21 / 16  # pages
+    at = [place_at(n, 21 * PLACE_GRAIN) for n in range(24)]
+    commit(tmp_path, remember(), *(record(place, n, n, units=2, stored=stored) for n, place in enumerate(at)))
+    found = recovered(tmp_path)
+    assert found.places.tolist() == at and set(found.stored.tolist()) == {21 * PLACE_GRAIN}
+    commit(tmp_path, record(at[3], 99, 99))  # a unit, which begins before its predecessor ends
+    assert places(tmp_path) == at[:2] + at[4:]
+
+
+def test_where_no_such_frame_can_lie_none_is_believed(tmp_path):
+    """Of 21 pages: no place has the number 4; and the last that has room begins at 24."""
+    numbers = {place_at(n, 21 * PLACE_GRAIN) for n in range(25)}
+    assert 4 not in numbers and 31 in numbers
+    commit(tmp_path, remember(), *(record(place, place, place, units=2, stored=21 / 16) for place in (0, 4, 31)))
+    commit(tmp_path, record(8, 8, 8, units=2, stored=3))  # more than the block has
+    assert places(tmp_path) == [0]
 
 
 def test_places_beyond_the_space_or_across_extents_are_given_up(tmp_path):
@@ -283,7 +333,7 @@ def rewrite(file: Path, table: bytes, key: bytes, value: bytes | None) -> None:
         txn.delete(key, db=opened_table) if value is None else txn.put(key, value, db=opened_table)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, 2**32 - 1])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, 2**32 - 1])
 def test_a_file_of_an_unknown_version_is_set_aside(tmp_path, version):
     commit(tmp_path, remember(), record(0, 1, 1))
     meta = struct.pack("<I16s32s", version, STORE, b"r" * 32)

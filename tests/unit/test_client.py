@@ -327,6 +327,15 @@ def test_a_daemon_of_another_version_is_told_of_once_and_asked_rarely(tmp_path, 
         assert len(warnings(caplog)) == 1
 
 
+def test_a_wish_that_is_refused_is_told_of_once_and_said_rarely(kvtierd, caplog):
+    scheduler = SchedulerClient(kvtierd.socket, scheduler_hello(codec="int8"), workers=1)
+    eventually(lambda: scheduler.poll(1000.0) or warnings(caplog))
+    assert "unknown codec 'int8'" in warnings(caplog)[0] and "serving without it" in warnings(caplog)[0]
+    scheduler.poll(1000.0 + 10 * client.RETRY_MAX_S - 0.1)
+    assert scheduler._sock is None  # not yet
+    assert len(warnings(caplog)) == 1
+
+
 # --- reset -------------------------------------------------------------------------------------------------------
 
 

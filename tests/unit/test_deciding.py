@@ -14,13 +14,8 @@ INF = float("inf")
 
 
 @pytest.fixture
-def ghosts() -> Ghosts:
-    return Ghosts()
-
-
-@pytest.fixture
-def decisions(ghosts) -> Decisions:
-    return decisions_of(ghosts)
+def decisions() -> Decisions:
+    return decisions_of()
 
 
 # --- what is offered ---------------------------------------------------------------------------------------------
@@ -101,7 +96,8 @@ def test_what_nobody_saved_was_never_stored(decisions):
     assert last(decisions)["reason"] == "never_stored"
 
 
-def test_what_went_names_who_took_its_room(decisions, ghosts):
+def test_what_went_names_who_took_its_room():
+    decisions = decisions_of(ghosts := Ghosts())
     missing = block_key(b"s", b"1")
     ghosts.add(missing, "its room in RAM was needed by engine b")
     decisions.decide(LEASE, ask(8), matched(missing=missing), 0.0)

@@ -15,13 +15,8 @@ from kvtier.guard import Guard
 
 
 @pytest.fixture
-def ghosts() -> Ghosts:
-    return Ghosts()
-
-
-@pytest.fixture
-def decisions(ghosts) -> Decisions:
-    return decisions_of(ghosts)
+def decisions() -> Decisions:
+    return decisions_of()
 
 
 def with_remote(decisions: Decisions, bytes_per_s: float = 5e9) -> Decisions:
@@ -78,7 +73,8 @@ def test_a_load_of_both_speaks_against_the_deeper_and_for_both(decisions):
     assert judged()["tiers"]["nvme"]["saved_s"] > 0
 
 
-def test_what_a_remote_may_have_that_is_away_is_not_called_new(decisions, ghosts):
+def test_what_a_remote_may_have_that_is_away_is_not_called_new():
+    decisions = decisions_of(ghosts := Ghosts())
     missing = block_key(b"s", b"1")
     ghosts.add(missing, "its room in RAM was needed by engine b")
     decisions.decide(LEASE, ask(8), replace(matched(missing=missing), is_remote_away=True), 0.0)

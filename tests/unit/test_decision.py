@@ -36,3 +36,10 @@ def test_what_the_drives_have_behind_a_block_of_the_remote_needs_both():
 def test_a_block_counts_for_one_tier_alone():
     assert matched(cpu=1, nvme=2, away=3).tokens == {"cpu": 128, "nvme": 256, "remote": 384}
     assert matched(cpu=1, nvme=2).tokens == {"cpu": 128, "nvme": 256}
+
+
+def test_where_frames_lie_it_is_known_how_much_smaller_they_are():
+    raw = Matched(2, 2, 6, 0, 3, 1, MIB, TOKENS, None)
+    assert raw.frames == {}
+    coded = Matched(2, 2, 6, 0, 3, 1, MIB, TOKENS, None, False, 0, 2 * MIB, MIB)
+    assert coded.frames == {"nvme": [3 * MIB, 2 * MIB]}  # what the remote has is no frame

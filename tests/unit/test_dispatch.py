@@ -1,5 +1,6 @@
 """What a scheduler says becomes a call of the store, with what the frames can't check checked."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +10,11 @@ from messages import a
 
 from kvtier import dispatch, protocol
 from kvtier.block import pack_slots
+from kvtier.codec import RAW, Codec
 from kvtier.errors import FrameError, ProtocolError
+from kvtier.namespaces import Namespaces
 from kvtier.session import Hints
+from kvtier.users import namespace_of
 
 KEYS, NOW = b"a" * 16 + b"b" * 16, 12.5
 
@@ -85,3 +89,98 @@ def test_whatever_a_scheduler_says_is_one_call_or_refused(message):
         assert error.code == "bad_frame" and not store.calls
     else:
         assert len(store.calls) == 1
+
+
+# --- a Hello that wishes for a codec ---------------------------------------------------------------------------------
+
+MODEL, OTHER = b"model".ljust(32, b"."), b"other".ljust(32, b".")
+INT8 = Codec("int8", "bf16", 64)
+
+
+class Coding:
+    def __init__(self) -> None:
+        self.wishes: list[tuple[int, Codec]] = []
+
+    def wish(self, namespace: int, codec: Codec) -> None:
+        self.wishes.append((namespace, codec))
+
+
+class JoinedStore:
+    """Knows its namespaces, and what was wished of the tiers below."""
+
+    def __init__(self, tiers: int = 2) -> None:
+        self.namespaces = Namespaces()
+        self.codings = [Coding() for _ in range(tiers)]
+        self.lower, self.away = [SimpleNamespace(coding=coding) for coding in self.codings] + [None] * (2 - tiers)
+
+    def join(self, engine: str, namespace: bytes, *rest: Any, **more: Any) -> tuple[int, int]:
+        known = self.namespaces.get(namespace) or self.namespaces.add(namespace)
+        return known.epoch, 8
+
+
+def join(store: Any, codec: str, namespace: bytes = MODEL, user: str = "") -> bytes:
+    hello = protocol.Hello(protocol.VERSION, protocol.SCHEDULER, "engine", namespace, 1 << 20, 128, 8, 1, codec)
+    return dispatch.join(store, hello, user, NOW)[0]
+
+
+def test_both_tiers_hear_of_a_wish_once_by_the_number_of_its_namespace():
+    store = JoinedStore()
+    join(store, "", OTHER)
+    join(store, "int8:bf16:64")
+    join(store, "int8:bf16:64")
+    assert [coding.wishes for coding in store.codings] == [[(1, INT8)], [(1, INT8)]]
+    assert store.namespaces[MODEL].wish == INT8
+    assert store.namespaces[OTHER].wish == RAW
+
+
+@pytest.mark.parametrize("tiers", [0, 1])
+def test_a_wish_is_no_error_where_there_is_no_tier(tiers):
+    store = JoinedStore(tiers)
+    join(store, "int4:fp16:128")
+    assert [coding.wishes for coding in store.codings] == [[(0, Codec("int4", "fp16", 128))]] * tiers
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("", "int8:bf16:64"), ("int8:bf16:64", ""), ("int8:bf16:64", "int4:bf16:64")]
+)
+def test_engines_of_one_namespace_have_one_wish(first, second):
+    store = JoinedStore()
+    join(store, first)
+    before = [list(coding.wishes) for coding in store.codings]
+    with pytest.raises(ProtocolError, match="other engines of this namespace have said codec") as caught:
+        join(store, second)
+    assert caught.value.code == "bad_codec"
+    assert [coding.wishes for coding in store.codings] == before
+
+
+def test_the_same_engine_of_another_user_has_a_namespace_and_a_wish_of_its_own():
+    store = JoinedStore()
+    join(store, "")
+    assert join(store, "int8:bf16:64", user="somebody") == namespace_of("somebody", MODEL)
+    assert store.codings[0].wishes == [(1, INT8)]
+
+
+def test_a_namespace_that_was_recovered_has_the_wish_of_the_first_engine_that_says_it():
+    store = JoinedStore()
+    store.namespaces.recover({MODEL: (7, 3)})
+    join(store, "int8:bf16:64")
+    assert store.codings[0].wishes == [(7, INT8)]
+
+
+@pytest.mark.parametrize(
+    ("codec", "complaint"),
+    [
+        ("int8", "unknown codec 'int8'; known are such as none"),
+        ("int8:bf16:63", "unknown codec"),
+        ("int9:bf16:64", "unknown codec"),
+        ("int8:fp8:64", "unknown codec"),
+        ("exp12", "'exp12' loses nothing"),
+        ("none", "'none' loses nothing"),
+    ],
+)
+def test_what_is_no_lossy_codec_is_refused_and_nothing_begins(codec, complaint):
+    store = JoinedStore()
+    with pytest.raises(ProtocolError, match=complaint) as caught:
+        join(store, codec)
+    assert caught.value.code == "bad_codec"
+    assert not store.namespaces

@@ -59,6 +59,41 @@ def test_for_encryption_it_is(machine):
     assert only(node.libcrypto, facts_of(machine, encryption__key_file="key")).level == "bad"
 
 
+# --- codecs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("isas", "said"),
+    [
+        (["avx512", "avx2", "portable"], "with AVX-512; zstandard 1.5.4"),
+        (["avx2", "portable"], "with AVX2; zstandard 1.5.4"),
+        (["portable"], "with no vector instructions, which is slow; zstandard 1.5.4"),
+    ],
+)
+def test_codecs_use_the_best_instructions_of_the_processor(machine, isas, said):
+    machine.isas = isas
+    assert only(node.codecs, facts_of(machine)) == ok(said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "level"),
+    [
+        ({}, "ok"),
+        ({"remote__url": "redis://host"}, "warn"),
+        ({"remote__url": "grpcs://host:1"}, "ok"),
+        ({"remote__url": "redis://host", "remote__codec": "exp12"}, "ok"),
+        ({"nvme__codec": "expz"}, "bad"),
+        ({"remote__url": "redis://host", "remote__codec": "expz"}, "bad"),
+    ],
+    ids=["alone", "auto", "peer", "exp12", "expz below", "expz far"],
+)
+def test_without_zstandard_there_is_no_expz(machine, settings, level):
+    machine.zstd = ""
+    found = only(node.codecs, facts_of(machine, **settings))
+    assert found.level == level and "libzstd.so.1" in found.said
+    assert ("Debian: libzstd1" in found.cure) == (level != "ok")
+
+
 # --- the clock -----------------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ def test_of_this_machine():
     assert system.clock_is_synced() in (True, False, None)
     assert isinstance(system.io_uring(), str)
     assert system.libcrypto() == "" or system.libcrypto().startswith("OpenSSL 3")
+    assert system.libzstd() == "" or system.libzstd().startswith("1.")
     assert system.kernel() and system.python() and system.user() == os.geteuid()
     assert system.package("no-such-package") == ""
     found = system.space(Path("/"))

@@ -258,3 +258,12 @@ def test_more_is_never_done_than_was_asked_for():
     link.done(1, 2.0)
     link.drop(1, 2.0)
     assert link.queued_bytes == 0
+
+
+def test_a_link_is_not_believed_to_carry_much_more_than_it_did():
+    """All loads are of one length, so that no latency can be told from it."""
+    link = Link(0.002, 2e9)
+    assert link.delivered_per_s == link.bytes_per_s
+    for _ in range(300):
+        link.observe(8 * 2**20, 1e-4 + 8 * 2**20 / 12e9)
+    assert link.delivered_per_s <= 1.3 * 12e9

@@ -38,8 +38,8 @@ def column(*numbers: int, dtype=np.uint32) -> np.ndarray:
     return np.array(numbers, dtype)
 
 
-def recover(extents: Extents, *rows: tuple[int, int, int]) -> int:
-    """Rows: key, place, size."""
+def recover(extents: Extents, *rows: tuple[int, int, int], stored: tuple[int, ...] = ()) -> int:
+    """Rows: key, place, size. `stored`: bytes of each place, if there are frames."""
     keys, places, sizes = zip(*rows, strict=True)
     return extents.recover(
         pack_keys(map(key, keys)),
@@ -47,6 +47,8 @@ def recover(extents: Extents, *rows: tuple[int, int, int]) -> int:
         column(*sizes, dtype=np.int64),
         column(*[0] * len(rows), dtype=np.int32),
         column(*keys),
+        None,
+        column(*stored, dtype=np.int64) if stored else None,
     )
 
 
@@ -183,7 +185,7 @@ def test_rows_of_an_extent_that_was_freed_are_used_again():
         if extents.is_short():
             extents.freed(extents.reclaim()[0])
         write(extents, number)
-    assert extents._rows == 12
+    assert extents._rows.end == 12
 
 
 # --- after a restart -----------------------------------------------------------------------------------------
@@ -275,8 +277,8 @@ def test_of_a_million_blocks_origins_take_16_bytes_each_and_those_of_one_are_fou
     origins = np.zeros((1_000_000, 16), np.uint8)
     origins[::1000] = np.frombuffer(b"session.tenant..", np.uint8)
     extents = a_million(origins)
-    rows = sum(c[: extents._rows].nbytes for c in columns_of(extents))  # what is ahead of them was never touched
-    assert rows == 40 * extents._rows
+    rows = sum(c[: extents._rows.end].nbytes for c in columns_of(extents))  # what is ahead of them was never touched
+    assert rows == 40 * extents._rows.end
     before = time.perf_counter()
     found = extents.of_origin(b"session.", b"")
     assert time.perf_counter() - before < 0.1

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.block import SLOT_UNIT, pack_keys
@@ -126,7 +126,9 @@ class Model:
         return self.chance.choice([b"", *known])
 
     def take(self) -> int | None:
-        return self.extents.take(self.chance.choice([BLOCK, MIB, 3 * SLOT_UNIT]))
+        """Two kinds of frames among them."""
+        sizes = [(BLOCK, 0), (MIB, 0), (3 * SLOT_UNIT, 0), (BLOCK, 5 * SLOT_UNIT), (MIB, 12 * SLOT_UNIT)]
+        return self.extents.take(*self.chance.choice(sizes))
 
     def write(self) -> None:
         if (place := self.take()) is not None:
@@ -166,6 +168,7 @@ class Model:
         assert all(self.extents.origin(place) == origin for place, origin in known.items())
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32))
 def test_what_it_knows_agrees_with_a_dict_whatever_happens(seed):
     model = Model(seed)

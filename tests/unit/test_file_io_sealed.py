@@ -62,7 +62,7 @@ def ended(io, count: int = 1) -> dict[int, tuple[int, int]]:
     while len(reports) < count:
         assert io.wait(30)
         reports += io.poll()
-    return {ticket: (error, crc) for ticket, error, crc, _seconds in reports}
+    return {ticket: (error, crc) for ticket, error, crc, *_ in reports}
 
 
 def nonce(number: int) -> bytes:

@@ -17,7 +17,8 @@ def matched(where: str, skip: int = 0, is_chain: bool = True) -> tuple[Matched, 
     one = Lookup(("a", 1), keys, Kind(BYTES, TOKENS, is_chain), 0, None, skip, ask, 0.0)
     slots = np.array([n if c == "r" else BELOW if c == "d" else ABSENT for n, c in enumerate(where)], np.uint32)
     away = np.array([n for n, c in enumerate(where) if c == "a" and n >= skip], np.intp)
-    return one.matched(slots, away, is_remote_away=False), one.end(slots, away)
+    found = one.matched(slots, (away, np.full(len(away), BYTES)), is_remote_away=False)
+    return found, one.end(slots, away)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,22 @@ def test_what_a_snapshot_says_stands_there():
     assert seen["kvtier_engine_connected", ""] == 2
 
 
+def test_the_codec_in_use_stands_there_with_its_ratio_and_its_speeds():
+    done = {"ratio": 1.31, "encode_bytes_per_s": 9, "decode_bytes_per_s": 15}
+    state = snapshot()
+    state["tiers"]["nvme"] = {
+        "block_bytes": 131,
+        "coding": {"codec": "int8:bf16:64", "codecs": {"int8": done, "exp12": {}}},
+    }
+    state["tiers"]["remote"] = {"coding": {"codec": "none", "codecs": {"exp12": done}}}
+    seen = samples(state)
+    assert seen["kvtier_tier_block_bytes", 'tier="nvme"'] == 131
+    ratios = [seen["kvtier_codec_ratio", f'tier="{tier}"'] for tier in ("nvme", "remote")]
+    assert ratios == [1.31, 1]
+    speeds = [seen["kvtier_codec_bytes_per_second", f'tier="nvme",operation="{way}code"'] for way in ("en", "de")]
+    assert speeds == [9, 15] and seen["kvtier_codec_bytes_per_second", 'tier="remote",operation="encode"'] == 0
+
+
 def test_drives_that_are_not_written_to_last_for_ever():
     assert samples(snapshot())["kvtier_drive_life_seconds", ""] == inf
 

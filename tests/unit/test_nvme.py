@@ -74,7 +74,7 @@ def test_a_catalogue_that_was_removed_is_missed(caller):
 def test_a_full_drive_is_a_fault_and_over_by_itself(caller, monkeypatch):
     block = caller.demote(A, 0, content=1)
     with open("/dev/full", "r+b", buffering=0) as full, monkeypatch.context() as patched:
-        patched.setattr(caller.tier._files, "locate", lambda place: (full.fileno(), 0))
+        patched.setattr(caller.tier._files, "locate", lambda *_: (full.fileno(), 0))
         assert caller.do(Demote(caller.ticket(), B, 0, 1, SLOT_UNIT, 7, 0)).fault == "full"
     assert caller.tier.read_only and refused(caller) == {"full"}
     assert caller.comes_back(block)
@@ -86,7 +86,7 @@ def test_a_full_drive_is_a_fault_and_over_by_itself(caller, monkeypatch):
 def test_a_broken_drive_is_a_fault_of_reads_too_but_no_loss(caller, monkeypatch):
     block = caller.demote(A, 0, content=1)
     with open(os.devnull, "rb") as broken, monkeypatch.context() as patched:
-        patched.setattr(caller.tier._files, "locate", lambda place: (broken.fileno(), 0))
+        patched.setattr(caller.tier._files, "locate", lambda *_: (broken.fileno(), 0))
         assert caller.promote(block).fault == "io"
         assert not caller.tier.read_only
         assert caller.do(Demote(caller.ticket(), B, 0, 1, SLOT_UNIT, 7, 0)).fault == "io"
@@ -100,7 +100,7 @@ def test_an_erase_that_the_drive_refuses_is_a_fault_and_works_when_it_is_said_ag
     block, other = caller.demote(A, 0, 4, content=1), caller.demote(B, 4, 4, content=2)
     caller.flush()
     with open("/dev/full", "r+b", buffering=0) as full, monkeypatch.context() as patched:
-        patched.setattr(caller.tier._files, "locate", lambda place: (full.fileno(), 0))
+        patched.setattr(caller.tier._files, "locate", lambda *_: (full.fileno(), 0))
         assert caller.wait(caller.start_erase(block)).fault == "full"
     assert caller.tier.read_only and caller.wait(caller.start_erase(block)).fault == "full"
     assert caller.lies_there(block) and caller.tier.state()["failed_writes"] == 1

@@ -148,7 +148,7 @@ def test_bytes_that_were_put_in_another_place_are_nobody_s(caller):
 
 @pytest.mark.parametrize(
     ("what", "at", "value"),
-    [("key", 0, C), ("nonce", 64, b"x"), ("tag", 76, b"x")],
+    [("key", 0, C), ("nonce", 68, b"x"), ("tag", 80, b"x")],
     ids=["key", "nonce", "tag"],
 )
 def test_a_record_that_was_changed_opens_nothing(caller, what, at, value):
@@ -173,7 +173,7 @@ def test_a_record_in_the_clear_is_not_believed(caller):
     caller.flush()
     caller.tier.close()
     with opened(folder_of(caller)) as env, env.begin(write=True) as txn:
-        row = txn.get((0).to_bytes(4, "big"), db=env.open_db(SEALED, txn=txn))[:60]
+        row = txn.get((0).to_bytes(4, "big"), db=env.open_db(SEALED, txn=txn))[:64]
         crc = _native.crc32c((1).to_bytes(4, "big") + row).to_bytes(4, "little")
         txn.put((1).to_bytes(4, "big"), row + crc, db=env.open_db(RECORDS, txn=txn))
     assert caller.reopen().places.tolist() == [0]

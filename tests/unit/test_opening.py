@@ -1,4 +1,5 @@
-"""What the settings of a remote mean, before anything is asked of it: whose login, whose secret, and what is shown."""
+"""What the settings of a remote mean, before anything is asked of it: whose login, whose secret, and what is shown. And by
+which codecs the tiers below write."""
 
 import os
 from pathlib import Path
@@ -6,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from kvtier import opening
+from kvtier.block import PLACE_GRAIN
+from kvtier.codec import RAW, Codec
 from kvtier.config import DAEMON, Config
-from kvtier.errors import ConfigError
+from kvtier.errors import ConfigError, DaemonError
+from kvtier.estimators import Link
 from kvtier.secret_file import fresh_root
 from kvtier.tiers.remote import KINDS, settings_of, shown
 from kvtier.tiers.remote.redis import SETTINGS, RedisRemote
@@ -135,3 +139,45 @@ def test_no_option_holds_a_password():
     """What is set stands in files that others read, and in `ps`."""
     assert [option.name for option in DAEMON if "password" in option.name] == ["remote.password_file"]
     assert os.environ.get(opening.PASSWORD_VARIABLE) is None
+
+
+# --- codecs --------------------------------------------------------------------------------------------------------------
+
+MIB = 1024**2
+FAST = Link(0.001, 1e8)  # a slow one, so that any codec is fast enough
+
+
+@pytest.fixture
+def no_zstd(monkeypatch) -> None:
+    """A machine without it."""
+    monkeypatch.setattr(opening, "why_not", lambda codec: "libzstd is not here" if codec.name == "expz" else "")
+
+
+@pytest.mark.usefixtures("no_zstd")
+@pytest.mark.parametrize("name", ["nvme.codec", "remote.codec"])
+def test_a_codec_that_is_set_and_that_this_machine_lacks_is_an_error_with_the_cure(name):
+    with pytest.raises(
+        DaemonError, match=rf"can't have {name} = expz: libzstd is not here; install .* or set {name} = auto"
+    ):
+        opening.require_codecs(Config(DAEMON, {name: "expz"}))
+
+
+@pytest.mark.usefixtures("no_zstd")
+@pytest.mark.parametrize("codec", ["auto", "exp12", "none"])
+def test_without_it_everything_else_is_no_error(codec):
+    opening.require_codecs(Config(DAEMON, {"nvme.codec": codec, "remote.codec": codec}))
+
+
+@pytest.mark.usefixtures("no_zstd")
+def test_auto_goes_without_what_this_machine_lacks_and_says_why():
+    coding = opening.coding_of(Config(DAEMON, {}), "nvme", 2, PLACE_GRAIN, FAST)
+    assert coding.choose(0, MIB)[0] == Codec("exp12")
+    assert coding.snapshot()["codecs"]["expz"]["why_not"] == "libzstd is not here"
+
+
+def test_each_tier_has_its_own_setting():
+    settings = Config(DAEMON, {"nvme.codec": "none", "remote.codec": "exp12"})
+    nvme, remote = (opening.coding_of(settings, tier, 2, 1, FAST) for tier in ("nvme", "remote"))
+    assert (nvme.wanted, remote.wanted) == ("none", "exp12")
+    assert nvme.choose(0, MIB) == (RAW, MIB)
+    assert remote.choose(0, MIB)[0] == Codec("exp12")

@@ -14,6 +14,7 @@ from kvtier.parcel import (
     END_BYTES,
     HEAD_BYTES_MAX,
     MAGIC,
+    VERSION,
     Damaged,
     End,
     Head,
@@ -88,13 +89,13 @@ def test_another_file_is_said_to_be_one():
 
 def test_another_version_names_both():
     begin = struct.pack("<4sIII", MAGIC, 9, 0, 0)
-    with pytest.raises(ParcelError, match="version 9, this kvtier reads 1; install the same kvtier on both nodes"):
+    with pytest.raises(ParcelError, match="version 9, this kvtier reads 2; install the same kvtier on both nodes"):
         unpack_begin(begin)
 
 
 def test_a_head_that_says_it_is_endless_is_not_waited_for():
     with pytest.raises(Damaged, match="its head is too long"):
-        unpack_begin(struct.pack("<4sIII", MAGIC, 1, HEAD_BYTES_MAX + 1, 0))
+        unpack_begin(struct.pack("<4sIII", MAGIC, VERSION, HEAD_BYTES_MAX + 1, 0))
 
 
 def test_every_flipped_bit_of_a_head_is_seen():

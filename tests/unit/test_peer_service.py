@@ -28,6 +28,7 @@ from kvtier.visitor import Visitor
 MIB = 1024**2
 BLOCK = MIB
 RED = b"red".ljust(32)
+FRAME = envelope.pack(Header(bytes(16), 2 * SLOT_UNIT, 0, RED, 0, b"", SLOT_UNIT, b"\x01\x01\0\0"))
 PATIENCE_S = 30.0
 Code = grpc.StatusCode
 
@@ -174,7 +175,7 @@ def test_a_size_that_no_block_has_is_refused(world, size):
     world.until_rest()
 
 
-@pytest.mark.parametrize("header", [b"", b"x", bytes(96), bytes(range(96)), bytes(10_000)])
+@pytest.mark.parametrize("header", [b"", b"x", bytes(112), bytes(range(112)), bytes(10_000), FRAME])
 def test_a_header_that_is_none_is_refused(world, header):
     with refused(Code.INVALID_ARGUMENT, "the value's header"):
         world.stub.Put(iter([peer_pb2.Chunk(header=header, body=bytes(SLOT_UNIT))]), timeout=PATIENCE_S)

@@ -15,7 +15,7 @@ from kvtier import protocol
 from kvtier.block import KEY_BYTES, SECRET_BYTES
 from kvtier.errors import CODES, FrameError, ProtocolError
 
-HELLO = protocol.Hello(protocol.VERSION, protocol.SCHEDULER, "engine", b"n" * 32, 1 << 20, 128, 64)
+HELLO = protocol.Hello(protocol.VERSION, protocol.SCHEDULER, "engine", b"n" * 32, 1 << 20, 128, 64, 1, "int8:bf16:64")
 ONE_OF_EACH = [
     HELLO,
     protocol.Welcome(protocol.VERSION, 7, 1 << 30, b"s" * 32, 64, b"w" * 32, b"g" * 64, 1 << 31, b"u" * 16, b"s" * 8),

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from remote.memory_remote import MemoryRemote, always, first, never
 from remote.tier_bench import DIGEST, OTHER_DIGEST, PROBE_S, SILENT_S, WAIT_S, Bench
 
 from kvtier.block import KEY_BYTES, SLOT_UNIT
+from kvtier.codec import Codec
 from kvtier.tiers.remote import remote as remote_module
 from kvtier.tiers.remote.base import Corrupt, Refused, Unreachable
 from kvtier.tiers.remote.envelope import HEADER_BYTES, name_of
@@ -241,6 +243,15 @@ def test_after_it_opened_what_waits_is_finished_at_once(bench):
     assert bench.remote.calls.count("put") <= 2 * remote_module.WRITES
 
 
+def test_a_block_that_has_no_small_frame_says_nothing_of_the_remote(bench):
+    bench.remote.fails = always(Unreachable)
+    larger = [replace(bench.demote(A), codec=Codec("exp12"), stored=1) for _ in range(3)]
+    assert bench.faults(bench.seek(A), bench.seek(A)) == ["unreachable"] * 2
+    assert bench.faults(*larger) == ["larger"] * 3 and "put" not in bench.remote.calls
+    assert bench.breaker() == "closed"
+    assert bench.faults(bench.seek(A)) == ["unreachable"] and bench.breaker() == "open"
+
+
 # --- full and read-only ------------------------------------------------------------------------------------------
 
 
@@ -299,7 +310,8 @@ def test_a_flipped_bit_is_a_fault_and_the_value_is_deleted(bench, at):
 def test_a_value_of_another_length_is_corrupt(bench, change):
     bench.do(bench.demote(A))
     bench.remote.values = {name: change(value) for name, value in bench.remote.values.items()}
-    assert bench.do(bench.seek(A))[0].sizes == (0,)
+    (length,) = (len(value) for value in bench.remote.values.values())
+    assert bench.do(bench.seek(A))[0].sizes == (max(0, length - HEADER_BYTES),)
     assert bench.faults(bench.promote(A)) == ["corrupt"]
 
 
@@ -332,6 +344,7 @@ def test_three_lies_in_a_row_and_it_is_left_alone(bench):
 
 
 def test_a_kind_that_says_corrupt_by_itself_is_believed(bench):
+    bench.do(bench.demote(A))
     bench.remote.fails = lambda verb: Corrupt("short") if verb == "get" else None
     assert bench.faults(bench.promote(A)) == ["corrupt"]
 

@@ -46,11 +46,35 @@ def test_arms_and_what_if(trace, capsys):
     assert found["node"]["kv_bytes_per_token"] == 128 * 1024
 
 
+def test_codecs_of_the_drives(trace, capsys):
+    tiers = ("--gpu", "a100", "--cpu", "2GiB", "--gpu-cache", "1GiB", "--nvme", "16GiB", "--nvme-dwpd", "100")
+    found = simulated(capsys, trace, *tiers, "--arms", "kvtier", "--codec", "none,exp12,expz", "--what-if", "1GiB")
+    assert found["node"]["nvme_codec"] == "none" and list(found["codecs"]) == ["exp12", "expz"]
+    raw, exp12 = found["arms"]["kvtier"], found["codecs"]["exp12"]
+    assert exp12["nvme_hit_rate"] > raw["nvme_hit_rate"] and exp12["gpu_s_saved"] > raw["gpu_s_saved"]
+    assert found["what_if"]["counters"] != exp12["counters"]
+    remote = {row["codec"]: row for row in found["break_even"] if row["tier"] == "remote"}
+    assert remote["expz"]["tokens"] < remote["exp12"]["tokens"] < remote["none"]["tokens"]
+    nvme = {row["codec"]: row for row in found["break_even"] if row["tier"] == "nvme"}
+    assert (nvme["none"]["ratio"], nvme["exp12"]["ratio"], remote["exp12"]["ratio"]) == (1.0, 1.3264, 1.33)
+
+
+def test_one_codec_is_that_of_all_arms(trace, capsys):
+    tiers = ("--cpu", "2GiB", "--gpu-cache", "1GiB", "--nvme", "8GiB", "--nvme-dwpd", "100", "--arms", "always")
+    found = simulated(capsys, trace, *tiers, "--codec", "exp12")
+    assert found["node"]["nvme_codec"] == "exp12" and "codecs" not in found
+    assert found["arms"]["always"]["hit_rate"] > simulated(capsys, trace, *tiers)["arms"]["always"]["hit_rate"]
+
+
 def test_tables_for_people(trace, capsys):
-    simulate.run(parsed("simulate", trace, "--arms", "none,kvtier", "--what-if", "64GiB", "--cpu", "20%", "--nvme", "2TiB"))
+    simulate.run(parsed("simulate", trace, "--arms", "none,kvtier", "--what-if", "64GiB", "--cpu", "20%", "--nvme", "2TiB",
+                        "--codec", "exp12,none"))  # fmt: skip
     said = capsys.readouterr()
     assert "infinite" in said.out and "TTFT mean" in said.out and "points)" in said.out
     assert "as kvtierd decides" in said.out
+    assert "2 TiB at 6 GB/s with exp12" in said.out and "fetching them pays from" in said.out
+    room = [line.split()[:3] for line in said.out.splitlines() if "TiB" in line and line.startswith(("exp12", "none"))]
+    assert room == [["exp12", "2.653", "TiB"], ["none", "2", "TiB"]]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +89,11 @@ def test_tables_for_people(trace, capsys):
         (["--policy", ""], "no policy is named"),
         (["--what-if", "1GiB", "--hits-only"], "drop one"),
         (["--what-if", "1GiB", "--arms", "none"], "name it there"),
+        (["--codec", "lz4"], "no codec lz4; there is none, exp12"),
+        (["--codec", "exp12"], "give them room with --nvme"),
+        (["--codec", "none,exp12", "--nvme", "1TiB", "--arms", "none"], "--codec is asked of the arm kvtier"),
+        (["--codec", "exp12", "--nvme", "1TiB", "--kv-dtype", "fp8"], "a cache of fp8 is left as it is"),
+        (["--remote-gbs", "0"], "it must be above 0"),
         (["--nvme-gbs", "0"], "it must be above 0"),
         (["--engines", "-1"], "it must be 0 or more"),
         (["--tp", "3"], "can't be split over 3"),
@@ -103,6 +132,19 @@ def test_size_of_all_that_is_known(capsys):
     size.run(parsed("size", "--kv-dtype", "fp8"))
     said = capsys.readouterr().out
     assert "MQA" in said and "MLA" in said and "64 KiB" in said
+
+
+def test_size_counts_what_a_codec_brings_on_drives(capsys):
+    """A block of 16 tokens has 2 MiB, which are 256 steps; exp12 makes 193 of them. fp8 it leaves alone."""
+    found = {}
+    for codec, dtype in (("none", "auto"), ("exp12", "auto"), ("exp12", "fp8")):
+        size.run(parsed("size", "llama-3-8b", "--codec", codec, "--kv-dtype", dtype, "--json"))
+        (found[codec, dtype],) = json.loads(capsys.readouterr().out)["models"]
+    raw, exp12, fp8 = found.values()
+    assert (raw["nvme_bytes_per_block"], exp12["nvme_bytes_per_block"]) == (2 << 20, 193 << 13)
+    assert raw["tokens_in_1_tib_nvme"] == 8_388_608
+    assert exp12["tokens_in_1_tib_nvme"] == 2**40 // (193 << 13) * 16
+    assert (fp8["codec"], fp8["nvme_bytes_per_block"]) == ("none", 1 << 20)
 
 
 def test_size_with_no_rank(capsys):

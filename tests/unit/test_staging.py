@@ -235,3 +235,37 @@ def test_what_is_coming_is_being_read_or_will_be(bench):
     assert letters(orders) == "a" and bench.staging.is_coming(key("a"))
     bench.finish(orders)
     assert not bench.staging.is_coming(key("a")) and bench.near.held == []
+
+
+# --- frames ------------------------------------------------------------------------------------------------------------
+
+
+def frames(bench: Bench, asker: tuple[str, int], tier: str, *stored: int) -> None:
+    """Blocks a, b, ... of which so many bytes lie there."""
+    letters = "abcdef"[: len(stored)]
+    (bench.near if tier == "nvme" else bench.far).content.update(map(key, letters))
+    wanted = [Wanted(at, key(one), b"", 0, BLOCK, tier, 0, n) for at, (one, n) in enumerate(zip(letters, stored))]
+    bench.staging.begin(asker, np.full(len(wanted), ABSENT, np.uint32), wanted, 0.0, 10.0)
+
+
+def test_the_link_carries_what_lies_there_and_ram_gives_room_for_the_blocks(bench):
+    frames(bench, ME, "nvme", 1000, 3000, 0)
+    assert bench.near.link.queued_bytes == 4000 + BLOCK
+    orders = bench.orders("nvme")
+    assert [order.stored for order in orders] == [1000, 3000, 0]
+    assert bench.staging.reading_bytes("nvme") == 3 * BLOCK
+    bench.finish(orders[1:])
+    assert bench.near.link.queued_bytes == 1000
+
+
+def test_what_somebody_waits_for_is_as_large_as_it_lies_where_it_is_read_from(bench):
+    """The remote has a smaller frame of what is being read from the drives already."""
+    frames(bench, ME, "nvme", 8000)
+    (order,) = bench.orders("nvme")
+    frames(bench, OTHER, "remote", 5000)
+    assert bench.orders("remote") == [] and bench.far.link.queued_bytes == 0
+    parts = bench.staging.waiting[OTHER].parts
+    assert [(tier, part.left, part.left_bytes) for tier, part in parts.items()] == [("remote", 0, 0), ("nvme", 1, 8000)]
+    bench.finish([order])
+    bench.arrived()
+    assert parts["nvme"].left_bytes == 0

@@ -158,6 +158,20 @@ def test_what_comes_together_in_a_burst_is_written_and_then_as_much_as_the_rate_
     assert tenants.may_write(1, burst, 0.0), "another has his own"
 
 
+def test_what_was_not_written_after_all_does_not_count():
+    tenants = made(write_rate=10.0)
+    burst = int(10 * WRITE_BURST_S)
+    tenants.add(0, NONE, 1)
+    tenants.written(0, burst, 0.0)
+    tenants.unwritten(0, 30)
+    assert tenants.may_write(0, 30, 0.0) and not tenants.may_write(0, 31, 0.0)
+    tenants.unwritten(0, 2 * burst)
+    assert tenants.may_write(0, burst, 0.0)
+    tenants.remove(0, 1)
+    tenants.unwritten(0, 1)
+    assert tenants.may_write(0, burst, 0.0), "a slot that is nobody's"
+
+
 def test_a_block_larger_than_a_burst_is_written_when_nothing_else_was():
     tenants = made(write_rate=1.0)
     assert tenants.may_write(0, 1000, 0.0)

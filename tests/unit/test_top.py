@@ -112,6 +112,14 @@ def test_a_remote_that_is_away_or_takes_no_writes_says_why():
     assert line_of(lines, "remote:") == "remote: redis://far:6379, 40% hits, asked in 1.2 ms; no writes: OOM"
 
 
+def test_a_codec_that_is_used_has_a_line_too():
+    coding = {"wanted": "auto", "codec": "exp12", "why": "", "codecs": {"exp12": {"ratio": 1.28}}}
+    nvme = {**state()["tiers"]["nvme"], "used_bytes": 100, "block_bytes": 128, "blocks": 64, "coding": coding}
+    lines = screen(seen(tiers={**with_remote(), "nvme": nvme}))
+    assert len(lines) == 24
+    assert line_of(lines, "codecs:") == "codecs: nvme exp12 1.28x, 14 blocks more fit"
+
+
 def test_rates_are_what_has_grown_since_the_last_look():
     counters = dict.fromkeys(COUNTERS, 0) | {"saved_bytes": 3_000_000_000, "promoted_bytes": 500_000_000}
     told = seen()

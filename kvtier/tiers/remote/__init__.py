@@ -52,8 +52,9 @@ def open_remote(url: str, settings: Mapping[str, object]) -> Remote:
 
 
 def keeps_values(url: str) -> bool:
-    """Whether a value lies there as it came, and so may be encrypted. Another kvtierd keeps blocks: it encrypts them, with
-    its own key, when they leave its RAM; on the way there they are in the clear, inside of TLS."""
+    """Whether a value lies there as it came, and so may be encrypted, or be a frame. Another kvtierd keeps blocks: it
+    encrypts them, with its own key, and makes them smaller, when they leave its RAM; on the way there they are as they are,
+    inside of TLS."""
     return _kind_of(url)[1].keeps_values
 
 

@@ -5,8 +5,9 @@ nothing, retries nothing, verifies nothing and waits for nobody: deadlines, the 
 RemoteTier's.
 
 A name is "<16 hex digits of the namespace's digest>/<the key in hex>". A kind may put something before it, and change
-the separator. A value is a header (envelope.py) and a body behind it, nothing else. It is written whole or not at all:
-whoever reads while it is written finds the former value, the new one, or none.
+the separator. A value is a header (envelope.py) and a body of any length behind it, nothing else; written over, it may be
+longer or shorter than before. It is written whole or not at all: whoever reads while it is written finds the former value,
+the new one, or none.
 
 A kind guarantees
 
@@ -50,7 +51,7 @@ class Corrupt(RemoteError):
 
 
 class OtherVersion(RemoteError):
-    """A whole value, of a kvtier that writes another envelope. Not for us to read, nor to delete."""
+    """A whole value, of a kvtier with another envelope or a codec that we don't have. Not for us to read, nor to delete."""
 
 
 def said(error: BaseException) -> str:

@@ -66,6 +66,11 @@ class Breaker:
         else:
             self.check(now)
 
+    def never_asked(self, now: float) -> None:
+        """A call that was begun is over before it asked anything: that is no answer."""
+        self._count(now)
+        self._under_way -= 1
+
     def check(self, now: float) -> None:
         """Time has passed. It opens if that was too long without an answer."""
         self._count(now)

@@ -11,6 +11,7 @@ What a kind of store can do is said in base.py; whatever it does, this holds:
     It probes by itself.
 *   What comes is believed by its envelope alone. A value that is not what its name says is deleted, and counts as a
     failure: of three in a row, the next reads are not even tried for a while.
+*   A block whose frame would need more bytes than it may finishes as "larger", and the remote hears nothing of it.
 *   "full", and "refused" for a write, stop writes for RETRY_S; reads go on. "refused" for a read counts as a failure.
 *   At most BYTES_MAX bytes and CALLS calls are under way; of these, WRITES at most are writes, and none begins while a
     read waits.
@@ -26,27 +27,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from kvtier.block import KEY_BYTES, SLOT_UNIT, unpack_keys
+from kvtier.block import KEY_BYTES, unpack_keys
 from kvtier.tiers.base import Recovered
 from kvtier.tiers.remote import envelope
-from kvtier.tiers.remote.base import (
-    CALLS_MAX,
-    NAMES_MAX,
-    Corrupt,
-    Full,
-    NotOurs,
-    OtherVersion,
-    Refused,
-    Remote,
-    Unreachable,
-    said,
-)
+from kvtier.tiers.remote.base import CALLS_MAX, NAMES_MAX, Corrupt, Full, NotOurs, OtherVersion, Refused, Remote, said
 from kvtier.tiers.remote.breaker import Breaker
+from kvtier.tiers.remote.calls import Calls, Job
 from kvtier.tiers.remote.values import Clear, Sealed
 from kvtier.transfer import SEEK_KEYS_MAX, Demote, Erase, Finished, Promote, Remember, Seek, Transfer
 
@@ -73,25 +63,6 @@ class Deadlines(NamedTuple):
 DEADLINES = Deadlines()
 
 
-@dataclass(eq=False, slots=True)
-class _Job:
-    """One call: of an order, or of a few Erases."""
-
-    orders: list[Demote | Promote | Erase | Seek]
-    names: list[str]
-    digest: bytes = b""
-    begun_at: float = 0.0
-
-    @property
-    def size(self) -> int:
-        order = self.orders[0]
-        return order.size if isinstance(order, Demote | Promote) else 0
-
-    @property
-    def is_write(self) -> bool:
-        return isinstance(self.orders[0], Demote | Erase)
-
-
 class RemoteTier:
     def __init__(
         self,
@@ -105,7 +76,7 @@ class RemoteTier:
         """`arena`: the bytes that slots name; `values`: how they lie there. Nothing is asked of the remote yet. From now on
         `remote` belongs to the tier, and so do `breaker` and `values`."""
         self.recovered = Recovered()
-        self._remote, self._arena, self._deadlines = remote, arena, deadlines
+        self._remote, self._deadlines = remote, deadlines
         self._breaker, self._values = breaker or Breaker(), values or Clear()
         self._digests: dict[int, bytes] = {}  # by a namespace's number; of the caller's thread
         self._done: deque[Finished] = deque()
@@ -113,16 +84,16 @@ class RemoteTier:
         self._refused_until, self._refusal, self._reason = float("-inf"), "", ""  # of writes
         self._closed = False
         # What follows is the loop's.
-        self._reads: deque[_Job] = deque()
-        self._writes: deque[_Job] = deque()
-        self._running: dict[asyncio.Task[Any], _Job] = {}
+        self._reads: deque[Job] = deque()
+        self._writes: deque[Job] = deque()
+        self._running: dict[asyncio.Task[Any], Job] = {}
         self._others: set[asyncio.Task[Any]] = set()  # probes, and deletions that nobody waits for
         self._probe: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._bytes = self._writing = 0
         self._greeted = False
-        self._counts = dict.fromkeys(("read_bytes", "written_bytes", "sought_keys", "gone", "corrupt_blocks", "failed"), 0)
         self._loop = asyncio.new_event_loop()
+        self._calls = Calls(remote, arena, self._values, self._loop.time)
         self._end = asyncio.Event()
         self._thread = threading.Thread(target=self._work, name="kvtier-remote", daemon=True)
         self._thread.start()
@@ -149,7 +120,7 @@ class RemoteTier:
         elif isinstance(transfer, Seek | Demote | Promote | Erase):
             digest = self._digests[transfer.namespace]
             keys = unpack_keys(transfer.keys) if isinstance(transfer, Seek) else [transfer.key]
-            job = _Job([transfer], [envelope.name_of(digest, key) for key in keys], digest)
+            job = Job([transfer], [envelope.name_of(digest, key) for key in keys], digest)
             if fault := self._fault(job):
                 self._finish(Finished(transfer.ticket, fault))
             else:
@@ -157,7 +128,7 @@ class RemoteTier:
         else:
             self._finish(Finished(transfer.ticket))
 
-    def _fault(self, job: _Job) -> str:
+    def _fault(self, job: Job) -> str:
         """Why this isn't even tried now."""
         if self.is_away:
             return "unreachable"
@@ -180,7 +151,7 @@ class RemoteTier:
             "encrypted": self._values.is_sealed,
             "pending": len(self._running) + len(self._reads) + len(self._writes),
             "pending_bytes": self._bytes,
-            **self._counts,
+            **self._calls.counts,
             **self._breaker.snapshot(time.monotonic()),
         }
 
@@ -215,7 +186,7 @@ class RemoteTier:
                 await asyncio.gather(self._remote.close(), return_exceptions=True)
         self._values.close()
 
-    def _take(self, job: _Job) -> None:
+    def _take(self, job: Job) -> None:
         if isinstance(job.orders[0], Seek):
             self._reads.appendleft(job)  # small, and many blocks depend on it
         else:
@@ -238,7 +209,7 @@ class RemoteTier:
         is_over = self._end.is_set() or due == float("inf")
         self._timer = None if is_over else self._loop.call_at(due, self._on_time)
 
-    def _next(self) -> _Job | None:
+    def _next(self) -> Job | None:
         waiting = self._reads or self._writes
         if not waiting or len(self._running) >= CALLS:
             return None
@@ -254,14 +225,14 @@ class RemoteTier:
             job.names += waiting.popleft().names
         return job
 
-    def _begin(self, job: _Job) -> None:
+    def _begin(self, job: Job) -> None:
         if fault := self._fault(job):  # it was well when the order came
             return self._end_all(job, fault)
         job.begun_at = self._loop.time()
         self._breaker.begun(job.begun_at)
         self._bytes += job.size
         self._writing += job.is_write
-        task = self._loop.create_task(self._in_time(self._deadlines.of(job.size), lambda: self._call(job)))
+        task = self._loop.create_task(self._in_time(self._deadlines.of(job.size), lambda: self._calls.make(job)))
         self._running[task] = job
         task.add_done_callback(self._ended)
 
@@ -277,8 +248,10 @@ class RemoteTier:
         self._writing -= job.is_write
         error = _error_of(task)
         if error is None:
-            self._breaker.ended(now)
-            for done in task.result():
+            ended = task.result()
+            was_asked = all(done.fault != "larger" for done in ended)
+            self._breaker.ended(now) if was_asked else self._breaker.never_asked(now)
+            for done in ended:
                 self._finish(done)
         else:
             fault = self._fault_of(job, error)
@@ -289,17 +262,17 @@ class RemoteTier:
             self._leave_alone()
         self._go_on()
 
-    def _fault_of(self, job: _Job, error: BaseException) -> str:
+    def _fault_of(self, job: Job, error: BaseException) -> str:
         """The word of transfer.FAULTS for it; and what follows from it."""
         if isinstance(error, OtherVersion):
-            self._counts["gone"] += 1
+            self._calls.counts["gone"] += 1
             return "gone"
         self._reason = said(error)
         if isinstance(error, Corrupt) and isinstance(job.orders[0], Promote):  # others have seen no value
-            self._counts["corrupt_blocks"] += 1
+            self._calls.counts["corrupt_blocks"] += 1
             self._aside(lambda: self._remote.delete(job.names))
             return "corrupt"
-        self._counts["failed"] += 1
+        self._calls.counts["failed"] += 1
         if not isinstance(error, Full | Refused):
             return "unreachable"
         fault = "full" if isinstance(error, Full) else "refused"
@@ -307,55 +280,10 @@ class RemoteTier:
             self._refusal, self._refused_until = fault, time.monotonic() + RETRY_S
         return fault
 
-    def _end_all(self, job: _Job, fault: str) -> None:
+    def _end_all(self, job: Job, fault: str) -> None:
         seconds = self._loop.time() - job.begun_at if job.begun_at else 0.0
         for order in job.orders:
             self._finish(Finished(order.ticket, fault, 0, seconds))
-
-    # --- calls -----------------------------------------------------------------------------------------------------
-
-    async def _call(self, job: _Job) -> tuple[Finished, ...]:
-        order = job.orders[0]
-        if isinstance(order, Seek):
-            done = await self._seek(job, order)
-        elif isinstance(order, Promote):
-            done = await self._read(job, order)
-        elif isinstance(order, Demote):
-            done = await self._write(job, order)
-        else:
-            await self._remote.delete(job.names)
-            return tuple(Finished(erase.ticket, "", 0, self._since(job)) for erase in job.orders)
-        return (done,)
-
-    async def _seek(self, job: _Job, seek: Seek) -> Finished:
-        lengths = await self._remote.lengths(job.names)
-        if len(lengths) != len(job.names):
-            raise Unreachable(f"{len(lengths)} answers to {len(job.names)} questions")
-        self._counts["sought_keys"] += len(lengths)
-        sizes = tuple(envelope.body_bytes(length, self._values.header_bytes) for length in lengths)
-        return Finished(seek.ticket, "", 0, self._since(job), sizes)
-
-    async def _read(self, job: _Job, promote: Promote) -> Finished:
-        header, body = bytearray(self._values.header_bytes), self._slot(promote)
-        if not await self._remote.get(job.names[0], memoryview(header), body.data):
-            self._counts["gone"] += 1
-            return Finished(promote.ticket, "gone", 0, self._since(job))
-        found = await self._values.read(bytes(header), promote.key, job.digest, body)
-        self._counts["read_bytes"] += promote.size
-        return Finished(promote.ticket, "", found.checksum, self._since(job), origin=found.origin)
-
-    async def _write(self, job: _Job, demote: Demote) -> Finished:
-        async with self._values.made(demote, job.digest, self._slot(demote)) as (header, body, checksum):
-            await self._remote.put(job.names[0], header, body)
-        self._counts["written_bytes"] += demote.size
-        return Finished(demote.ticket, "", checksum, self._since(job))
-
-    def _slot(self, order: Demote | Promote) -> np.ndarray:
-        begin = order.slot * SLOT_UNIT
-        return self._arena[begin : begin + order.size]
-
-    def _since(self, job: _Job) -> float:
-        return self._loop.time() - job.begun_at
 
     # --- while it is not well --------------------------------------------------------------------------------------
 

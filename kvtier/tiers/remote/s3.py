@@ -25,6 +25,7 @@ from kvtier.tiers.remote.base import Corrupt, Full, Refused, RemoteError, Unreac
 HEADS_AT_ONCE = 128  # so that a long prompt is answered within a deadline, far away too
 CONNECT_S, REQUEST_S = 2, 60  # a call's own deadline comes first; then nothing of it goes on for ever
 SPARES, SPARE_BYTES = 4, 8 * 1024**2  # copies that are kept for the next, and none that is larger
+STEP_BYTES = 256 * 1024  # their memory is of so many bytes, or a multiple
 NO_ROOM = re.compile(
     r"\b507\b|QuotaExceeded|StorageFull|EntityTooLarge|InsufficientStorage|No space left|os error 28", re.I
 )
@@ -71,12 +72,20 @@ class ObjectRemote:
         """From a copy: whoever is cancelled can't be sure that the client's threads read no more. What was taken whole is
         read no more: its memory is used again, for new pages cost more than the copy."""
         size = len(header) + body.nbytes
-        copy = self._spare.pop() if self._spare and len(self._spare[-1]) == size else np.empty(size, np.uint8)
+        memory = self._memory(size)
+        copy = memory[:size]
         copy[: len(header)] = np.frombuffer(header, np.uint8)
         np.copyto(copy[len(header) :], np.frombuffer(body, np.uint8))
         await said(obstore.put_async(self._objects, name, copy.data, use_multipart=False))
-        if size <= SPARE_BYTES:
-            self._spare = [*self._spare[1 - SPARES :], copy]
+        if len(memory) <= SPARE_BYTES:
+            self._spare = [*self._spare[1 - SPARES :], memory]
+
+    def _memory(self, size: int) -> np.ndarray:
+        """So many bytes, or a few more: no two frames are of one length."""
+        for n, memory in enumerate(self._spare):
+            if size <= len(memory):
+                return self._spare.pop(n)
+        return np.empty(-(-size // STEP_BYTES) * STEP_BYTES, np.uint8)
 
     async def delete(self, names: Sequence[str]) -> None:
         """One request for many would need a right that some don't have, and answers for some kinds as one."""
