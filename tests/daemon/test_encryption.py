@@ -87,7 +87,7 @@ def test_without_its_key_a_tier_is_not_opened_and_nothing_is_lost(tmp_path, with
 
 
 def test_verify_needs_the_key_file_and_finds_what_is_damaged(tmp_path):
-    mine, keys = settings(tmp_path), some_keys(5)
+    mine, keys = settings(tmp_path) | {"nvme.codec": "none"}, some_keys(5)  # so that one lies at byte 0
     with KVTierd(tmp_path, mine) as daemon, Chat(daemon) as chat:
         chat.save(keys)
         flush(daemon)
