@@ -56,7 +56,8 @@ class Client:
         self._unsent = bytearray()
         self._retry_at = 0.0
         self._retry_s = RETRY_FIRST_S
-        self._welcome_by = 0.0
+        self._connected_at = self._welcomed_at = 0.0
+        self._is_mute = False  # whoever listens there hasn't answered Hello
         self._told: set[str] = set()
 
     def poll(self, now: float) -> None:
@@ -68,7 +69,8 @@ class Client:
         self._receive(now)
         if self._unsent:
             self._flush(now)
-        if self._sock is not None and not self.generation and now > self._welcome_by:
+        if self._sock is not None and not self.generation and now > self._connected_at + WELCOME_TIMEOUT_S:
+            self._is_mute = True
             self._drop(now, "no answer to Hello")
 
     def wait(self, until: float) -> bool:
@@ -120,7 +122,7 @@ class Client:
             self._later(now, f"no kvtierd on {self.path} ({os.strerror(error.errno or 0)}); serving without it")
             return
         self._sock = sock
-        self._welcome_by = now + WELCOME_TIMEOUT_S
+        self._connected_at = now
         self.send(protocol.encode(self.hello), now)
 
     def _receive(self, now: float) -> None:
@@ -134,6 +136,8 @@ class Client:
                 return
             if not data:
                 self._drop(now, "it is gone")
+                if now > self._welcomed_at + RETRY_MAX_S:  # perhaps long ago, and another is there
+                    self._retry_at = now
                 return
             try:
                 for message in self._reader.feed(data):
@@ -161,6 +165,7 @@ class Client:
     def _hear(self, message: protocol.Message, now: float) -> None:
         if isinstance(message, protocol.Welcome):
             self.generation = message.generation
+            self._welcomed_at, self._is_mute = now, False
             self._retry_s = RETRY_FIRST_S
             self._told.clear()
             self._welcomed(message, now)
@@ -213,6 +218,11 @@ class SchedulerClient(Client):
     def ready(self) -> bool:
         """The daemon is there and every worker of this engine has mapped its arena."""
         return self.generation != 0 and self._workers >= self._workers_needed
+
+    def joins(self, now: float, within_s: float) -> bool:
+        """It has connected in the last seconds and may be ready in a moment: the first request after a restart of the
+        daemon need not go without."""
+        return self._sock is not None and not self._is_mute and not self.ready and now < self._connected_at + within_s
 
     def lookup(self, keys: bytes, skip: int, now: float, **of_request: Any) -> int:
         """Ask which of these packed keys are there, the first `skip` only for knowing. `of_request`: further fields of

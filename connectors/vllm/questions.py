@@ -73,7 +73,7 @@ class Questions:
         elif client.answer(mine.lease) is None:
             self._say_due(mine, now)
         if mine.lease is None:
-            return self._answer_nothing(mine)
+            return not self._client.joins(now, self._deadline_s) and self._answer_nothing(mine)
         if self._heard(mine, now):
             return True
         self._say_due(mine, now)

@@ -33,6 +33,10 @@ class FakeClient:
         self.answers_to: dict[int, list[int]] = {}
         self.said: list[tuple[Any, ...]] = []
         self.silent = 0.0
+        self.joining_s = 0.0
+
+    def joins(self, now: float, within_s: float) -> bool:
+        return not self.ready and self.joining_s < within_s
 
     def lookup(self, keys: bytes, skip: int, now: float, **of_request: Any) -> int:
         self.asked.append({"keys": len(list(unpack_keys(keys))), "skip": skip, **of_request})

@@ -91,6 +91,21 @@ def test_a_daemon_that_came_after_the_request_is_asked_when_it_is_scheduled():
     assert len(engine.client.asked) == 1
 
 
+def test_a_daemon_that_has_just_come_is_waited_for_until_the_deadline():
+    engine = FakeEngine(blocks=3)
+    engine.client.ready = False
+    engine.arrive()
+    assert engine.look() == [RETRY] * 3
+    engine.next_step()
+    engine.client.ready = True
+    assert engine.look() == [RETRY] * 3
+    assert len(engine.client.asked) == 1
+    engine = FakeEngine(blocks=3)
+    engine.client.ready, engine.client.joining_s = False, 0.3
+    engine.arrive()
+    assert engine.look() == [MISS] * 3
+
+
 def test_an_engine_that_has_less_than_it_had_asks_again_for_what_was_not_staged():
     engine = FakeEngine(blocks=4, cached=3)
     engine.arrive()
