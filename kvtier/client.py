@@ -24,6 +24,7 @@ log = logging.getLogger("kvtier")
 
 SYSTEM_FOLDER = "/run"
 RETRY_FIRST_S, RETRY_MAX_S = 0.05, 2.0  # between attempts to connect
+ABSENT_RETRY_MAX_S = 0.25  # where nobody listens: to find that out takes some 10 us
 WELCOME_TIMEOUT_S = 5.0
 UNSENT_BYTES_MAX = 4 * 1024 * 1024  # a daemon that doesn't read is abandoned
 _NEVER = np.empty(0, np.uint32)  # instead of an answer: there is no such question
@@ -119,6 +120,7 @@ class Client:
             sock.connect(os.fspath(self.path))
         except OSError as error:
             sock.close()
+            self._retry_s = min(self._retry_s, ABSENT_RETRY_MAX_S)
             self._later(now, f"no kvtierd on {self.path} ({os.strerror(error.errno or 0)}); serving without it")
             return
         self._sock = sock
@@ -132,12 +134,10 @@ class Client:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._drop(now, os.strerror(error.errno or 0))
+                self._miss(now, os.strerror(error.errno or 0))
                 return
             if not data:
-                self._drop(now, "it is gone")
-                if now > self._welcomed_at + RETRY_MAX_S:  # perhaps long ago, and another is there
-                    self._retry_at = now
+                self._miss(now, "it is gone")
                 return
             try:
                 for message in self._reader.feed(data):
@@ -181,6 +181,13 @@ class Client:
         self.close()
         self._lost(now)
         self._later(now, f"kvtierd on {self.path}: {why}; serving without it")
+
+    def _miss(self, now: float, why: str) -> None:
+        """Whoever was there is gone; perhaps long since, and another is there."""
+        stayed = self.generation != 0 and now > self._welcomed_at + RETRY_MAX_S
+        self._drop(now, why)
+        if stayed:
+            self._retry_at = now
 
     def _later(self, now: float, why: str) -> None:
         self._retry_at = now + self._retry_s

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kvtierd import KVTierd, eventually, scheduler_hello, worker_hello
 
-from kvtier.client import RETRY_MAX_S, WELCOME_TIMEOUT_S, SchedulerClient
+from kvtier.client import ABSENT_RETRY_MAX_S, RETRY_MAX_S, WELCOME_TIMEOUT_S, SchedulerClient
 from kvtier.worker_client import WorkerClient
 
 LATER = 1000.0  # on the clock of an engine that joined at 1 s
@@ -68,6 +68,15 @@ def test_the_look_that_finds_the_daemon_gone_is_followed_by_another_at_once(kvti
     assert scheduler.joins(LATER, 9.0)
     eventually(lambda: scheduler.poll(LATER) or scheduler.generation)
     assert scheduler.generation != before
+
+
+def test_a_daemon_that_comes_after_a_long_absence_is_found_soon(kvtierd, scheduler):
+    kvtierd.kill()
+    for second in range(100):
+        scheduler.poll(second)
+    kvtierd.start()
+    scheduler.poll(99 + ABSENT_RETRY_MAX_S)
+    assert scheduler.joins(99 + ABSENT_RETRY_MAX_S, 9.0)
 
 
 def test_a_daemon_that_leaves_as_soon_as_it_is_there_is_not_run_after(kvtierd, scheduler):
