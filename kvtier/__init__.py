@@ -73,9 +73,9 @@ session: let it leave RAM; *forget* it: remove it from every tier, *wipe* its sl
 
 Layers; a file imports only from lower ones. What decides, layers 0 to 7, is pure: no clock, no randomness, no I/O.
 
-    0  errors block usage tenants codec
+    0  errors block usage tenants codec rows
     1  index arena policy stats protocol config transfer admission estimators guard ghosts hints returns known namespaces
-    1  charging residue handover open_extents rows
+    1  charging residue handover open_extents columns reclaim_order
     2  ram extents cost lineage ranking own_queues remote_room metrics coding
     3  demotion staging mirror decision session s3fifo arc
     4  lower deciding categories expecting pins moving away lookup rankings hearing

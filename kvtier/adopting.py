@@ -188,7 +188,7 @@ def _namespaces(
     for digest_hex, number, epoch, user in said:
         digest = bytes.fromhex(digest_hex)
         try:
-            known = store.namespace(digest)
+            known = store.namespace(digest, user)
         except ProtocolError:  # the drives know of so many that there is no room for it
             numbers[number] = 0, False
             continue

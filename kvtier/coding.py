@@ -132,9 +132,10 @@ class Coding:
         encoders: int = 0,
     ) -> None:
         """Of one tier. `threads` encode and decode. `unit`: bytes that places are multiples of; 1: there are none. `link`:
-        to RAM. `write_rate`: no more is written in a second. `extent_bytes`: of what places are cut from, 0: of anything.
-        `without`: codecs that this machine can't run, and why. `encoders`: threads that encode, where these are fewer."""
-        assert wanted != AUTO or link is not None
+        to RAM; None: of a tier that takes blocks as they are, whatever is wished. `write_rate`: no more is written in a
+        second. `extent_bytes`: of what places are cut from, 0: of anything. `without`: codecs that this machine can't run,
+        and why. `encoders`: threads that encode, where these are fewer."""
+        assert wanted == RAW.name or link is not None
         self.wanted = wanted
         self._threads, self._unit, self._link, self._write_rate = max(1, threads), unit, link, write_rate
         self._encoders = encoders or self._threads
@@ -146,7 +147,7 @@ class Coding:
 
     def wish(self, namespace: int, codec: Codec) -> None:
         """What the engines of this namespace let its blocks go through. They go through nothing else."""
-        if self._wishes.get(namespace, RAW) != codec:
+        if self._link is not None and self._wishes.get(namespace, RAW) != codec:
             self._wishes[namespace] = codec
             for known in [known for known in self._plans if known[0] == namespace]:
                 del self._plans[known]
@@ -354,6 +355,8 @@ class Coding:
         return max(self._recent, key=lambda plan: (by_codec[plan.codec], by_plan[id(plan)]), default=None)
 
     def _why(self, plan: _Plan | None, used: Codec) -> str:
+        if self._link is None:
+            return "it takes blocks as they are"
         if plan is not None and plan.namespace in self._wishes:
             return "its engine wishes it" if used != RAW else "its engine's wish makes these blocks no smaller"
         if self.wanted != AUTO:

@@ -39,7 +39,7 @@ def join(store: BlockStore, hello: protocol.Hello, user: str, now: float) -> tup
     if known.wish is None:
         known.wish = wish
         for tier in (store.lower, store.away):
-            if tier is not None and tier.coding is not None and wish != RAW:
+            if tier is not None and wish != RAW:
                 tier.coding.wish(known.number, wish)
     return namespace, epoch, lend
 

@@ -17,7 +17,7 @@ A place that is smaller than its block holds a frame (coding.py). How large such
 so an extent of them may stay half full for ever, and goes as if it were full. Which of those that are being filled a
 block goes into, and so how much room its place really has: open_extents.py.
 
-Columns have one row a block and no object: 1,000,000 blocks take some 70 MB, the key table included.
+What is known of each block stands in columns (columns.py): 1,000,000 blocks take some 80 MB, the key table included.
 
 Who saved a block first, its origin, is known so that it can be forgotten: 16 bytes a block more, from the first block on
 that has one. A block that is dropped leaves its bytes behind, and they still have an origin: until they are erased, or
@@ -30,15 +30,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtier.block import KEY_BYTES, SLOT_UNIT, BlockKey, place_at, position_of, unpack_keys
+from kvtier.block import SLOT_UNIT, BlockKey, place_at, position_of, unpack_keys
+from kvtier.columns import DEAD, KEY, Columns
 from kvtier.index import DictTable, Table
 from kvtier.open_extents import OpenExtents
-from kvtier.rows import Rows
+from kvtier.reclaim_order import ReclaimOrder
 
 EXTENT_BYTES_MIN, EXTENT_BYTES_MAX = 2 * 1024**2, 256 * 1024**2
 EXTENTS_MIN = 16  # a drive: what is reclaimed at once is a small part of it
-_KEY = np.dtype(f"V{KEY_BYTES}")
-_DEAD = -1  # in the namespace column: no block here
 
 
 def extent_bytes_for(capacity: int, drives: int) -> int:
@@ -76,11 +75,8 @@ class Extents:
         self._leaving = 0
         self._table: Table = DictTable() if table is None else table
         self._uses = 0
-        self._rows = Rows()
-        self._keys = np.zeros(0, _KEY)
-        self._namespace = np.zeros(0, np.int32)
-        self._checksum = np.zeros(0, np.uint32)
-        self._origin: np.ndarray | None = None  # the tag of a session and of a tenant; None until there is one
+        self._order = ReclaimOrder()
+        self._columns = Columns(extents * self._units)
         self.used_bytes = self.block_bytes = 0  # of live blocks: what they take here, and what they take in RAM
 
     def __len__(self) -> int:
@@ -100,28 +96,36 @@ class Extents:
         return self._table.find(keys)
 
     def checksum(self, place: int) -> int:
-        return int(self._checksum[self._row(place)])
+        return int(self._columns.checksum[self._row(place)])
 
     def key(self, place: int) -> BlockKey:
         """Of the block that lies here."""
-        return self._keys[self._row(place)].tobytes()
+        return self._columns.keys[self._row(place)].tobytes()
 
     def namespace(self, place: int) -> int:
         """Its number."""
-        return int(self._namespace[self._row(place)])
+        return int(self._columns.namespace[self._row(place)])
 
     def are_of(self, places: np.ndarray, namespace: int, size: int) -> np.ndarray:
         """bool[n]: whether a block of this namespace and size lies at each of these places, all of them in use."""
+        sizes, stored, first = self._of_extents(places)
+        rows = first + position_of(places.astype(np.int64) % self._units, stored)
+        return (sizes == size) & (self._columns.namespace[rows] == namespace)
+
+    def sizes_at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64[n] each: `size` and `stored` of each place."""
+        return self._of_extents(places)[:2]
+
+    def _of_extents(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """int64[n] each: bytes of a block, of a place, and the first row, of the extent of each place. They are few."""
         numbers, which = np.unique(places // self._units, return_inverse=True)
         in_use = [self._extents[number] for number in numbers.tolist()]
-        sizes = np.array([extent.size for extent in in_use], np.intp)[which]
-        first = np.array([extent.rows for extent in in_use], np.intp)[which]
-        stored = np.array([extent.stored for extent in in_use], np.int64)[which]
-        rows = first + position_of(places.astype(np.int64) % self._units, stored)
-        return (sizes == size) & (self._namespace[rows] == namespace)
+        said = np.array([(extent.size, extent.stored, extent.rows) for extent in in_use], np.int64).reshape(-1, 3)
+        sizes, stored, first = said[which].T
+        return sizes, stored, first
 
     def holds(self, place: int) -> bool:
-        return self.size(place) > 0 and self._namespace[self._row(place)] != _DEAD
+        return self.size(place) > 0 and self._columns.namespace[self._row(place)] != DEAD
 
     def size(self, place: int) -> int:
         """Bytes of each block of this extent."""
@@ -131,28 +135,28 @@ class Extents:
         """Bytes of each place of this extent: fewer than those of its block, where frames lie."""
         return self._extents[place // self._units].stored
 
-    def stored_at(self, places: np.ndarray) -> np.ndarray:
-        """int64[n]: likewise."""
-        return np.array([self._extents[number].stored for number in (places // self._units).tolist()], np.int64)
-
     def origin(self, place: int) -> bytes:
         """Of what was written here last; empty when nobody knows."""
-        origin = b"" if self._origin is None else self._origin[self._row(place)].tobytes()
+        origin = b"" if self._columns.origin is None else self._columns.origin[:, self._row(place)].tobytes()
         return origin if any(origin) else b""
 
     def of_origin(self, session_tag: bytes, tenant_tag: bytes) -> np.ndarray:
         """uint32[n]: the places of this session and this tenant; an empty tag matches all. Blocks that were dropped and
         lie there still are among them: `holds` tells."""
-        matches = self._namespace[: self._rows.end] != _DEAD
-        if self._origin is None:
-            matches &= not (any(session_tag) or any(tenant_tag))
+        end, origin = self._columns.rows.end, self._columns.origin
+        if origin is None:
+            end *= not (any(session_tag) or any(tenant_tag))
+            return self._places_of(np.flatnonzero(self._columns.namespace[:end] != DEAD))
+        tags = [(tag, column[:end]) for column, tag in zip(origin, (session_tag, tenant_tag)) if tag]
+        for tag, column in tags:
+            if any(tag):  # a look at one column finds few
+                rows = np.flatnonzero(column == np.frombuffer(tag, np.uint64))
+                break
         else:
-            sessions, tenants = self._origin[: self._rows.end].T
-            matches |= (sessions | tenants) != 0
-            for tags, tag in ((sessions, session_tag), (tenants, tenant_tag)):
-                if tag:
-                    matches &= tags == np.frombuffer(tag, np.uint64)
-        return self._places_of(np.flatnonzero(matches))
+            rows = np.flatnonzero((self._columns.namespace[:end] != DEAD) | origin[:, :end].any(0))
+        for tag, column in tags:
+            rows = rows[column[rows] == np.frombuffer(tag, np.uint64)]
+        return self._places_of(rows)
 
     def touch(self, places: np.ndarray) -> None:
         """Used now."""
@@ -194,12 +198,12 @@ class Extents:
     def add(self, place: int, key: BlockKey, namespace: int, checksum: int, origin: bytes = b"", written: int = 0) -> None:
         """The block is written. `origin`: empty when nobody knows."""
         extent, row = self._extents[place // self._units], self._row(place)
-        assert self._namespace[row] == _DEAD and key not in self._table
+        assert self._columns.namespace[row] == DEAD and key not in self._table
         self._table.add(key, place)
-        self._keys[row] = np.void(key)
-        self._namespace[row] = namespace
-        self._checksum[row] = checksum
-        self._set_origin(row, origin)
+        self._columns.keys[row] = np.void(key)
+        self._columns.namespace[row] = namespace
+        self._columns.checksum[row] = checksum
+        self._columns.set_origin(row, origin)
         self._uses += 1
         extent.blocks += 1
         extent.used += (self._uses - extent.used) / extent.blocks
@@ -210,30 +214,32 @@ class Extents:
     def give_up(self, place: int, origin: bytes = b"") -> None:
         """The block was not written, or is not wanted any more. Its place stays empty until its extent is reclaimed;
         `origin`: whose bytes may be there."""
-        self._set_origin(self._row(place), origin)
+        self._columns.set_origin(self._row(place), origin)
         self._extents[place // self._units].busy -= 1
 
     def drop(self, place: int) -> None:
         """Forget this block alone: its bytes are not right, or mean nothing any more."""
         extent, row = self._extents[place // self._units], self._row(place)
-        self._table.remove(self._keys[row].tobytes())
-        self._namespace[row] = _DEAD
+        self._table.remove(self._columns.keys[row].tobytes())
+        self._columns.namespace[row] = DEAD
         extent.blocks -= 1
         self.used_bytes -= extent.stored
         self.block_bytes -= extent.size
+        if not extent.blocks:
+            self._order.put(place // self._units, extent)
 
     def drop_namespace(self, namespace: int) -> int:
         """Forget its blocks; returns how many."""
         return sum(
-            len(self._clear(extent, self._namespace[self._rows_of(extent)] == namespace))
-            for extent in self._extents
+            len(self._clear(number, self._columns.namespace[self._rows_of(extent)] == namespace))
+            for number, extent in enumerate(self._extents)
             if extent.blocks
         )
 
     def erased(self, place: int) -> None:
         """Nothing is left there of a block that was dropped, or of one that was given up."""
         assert not self.holds(place)
-        self._set_origin(self._row(place), b"")
+        self._columns.set_origin(self._row(place), b"")
 
     def hold(self, place: int) -> None:
         """Its extent is not reclaimed until `let_go`: it is being read, or erased."""
@@ -252,20 +258,18 @@ class Extents:
         """Forget an extent: its first place, the end of its places, the keys of its blocks. `freed` follows when the
         tier has forgotten it too. None when there is none that can be reclaimed now."""
         open_ = {number for (size, stored), numbers in self._open.items() if size == stored for number in numbers}
-        idle = [n for n, extent in enumerate(self._extents) if extent.size and not extent.busy and not extent.leaving]
-        full = [n for n in idle if n not in open_]
-        if not full and len(open_) > self._drives:  # many sizes in a small space: one gives up what it began to fill
-            full = idle
-        if not full:
+        number = self._order.take(self._extents.__getitem__, lambda n: not (self._extents[n].busy or n in open_))
+        if number is None and len(open_) > self._drives:  # many sizes in a small space: one gives up what it began to fill
+            number = self._order.take(self._extents.__getitem__, lambda n: not self._extents[n].busy)
+        if number is None:
             return None
-        number = min(full, key=lambda n: (self._extents[n].blocks > 0, self._extents[n].used))
         extent = self._extents[number]
-        self._open.remove((extent.size, extent.stored), number)
-        keys = self._clear(extent, self._namespace[self._rows_of(extent)] != _DEAD)
         extent.leaving = True
+        self._open.remove((extent.size, extent.stored), number)
+        keys = self._clear(number, self._columns.namespace[self._rows_of(extent)] != DEAD)
         self._leaving += 1
-        if self._origin is not None:
-            self._origin[self._rows_of(extent)] = 0
+        if self._columns.origin is not None:
+            self._columns.origin[:, self._rows_of(extent)] = 0
         return number * self._units, (number + 1) * self._units, unpack_keys(keys.tobytes())
 
     def freed(self, first: int) -> None:
@@ -273,7 +277,7 @@ class Extents:
         number = first // self._units
         extent = self._extents[number]
         assert extent.leaving
-        self._rows.give_back(extent.rows, extent.rows_kept)
+        self._columns.rows.give_back(extent.rows, extent.rows_kept)
         self._extents[number] = _Extent()
         self._free[number % self._drives].append(number)
         self._leaving -= 1
@@ -296,8 +300,10 @@ class Extents:
             return 0
         stored = sizes if stored is None else np.where(stored > 0, stored, sizes)
         numbers = (places // self._units).astype(np.int64)
-        order = np.argsort(places, kind="stable")
-        firsts = order[np.unique(numbers[order], return_index=True)[1]]
+        lowest = np.full(len(self._extents), np.iinfo(places.dtype).max, places.dtype)
+        np.minimum.at(lowest, numbers, places)
+        firsts = np.flatnonzero(places == lowest[numbers])
+        firsts = firsts[np.unique(numbers[firsts], return_index=True)[1]]
         size_of, stored_of, rows_of = np.zeros((3, len(self._extents)), np.int64)
         for number, *said in zip(*(column[firsts].tolist() for column in (numbers, sizes, stored))):
             self._free[number % self._drives].remove(number)
@@ -307,15 +313,15 @@ class Extents:
         positions = position_of(within, stored_of[numbers])
         fits = (sizes == size_of[numbers]) & (stored == stored_of[numbers])
         fits &= (place_at(positions, stored) == within) & ((positions + 1) * stored <= self.extent_bytes)
-        packed = np.frombuffer(keys, _KEY)
+        packed = np.frombuffer(keys, KEY)
         fits[fits] = self._table.add_many(packed[fits].tobytes(), places[fits].astype(np.uint32))
         numbers, positions = numbers[fits], positions[fits].astype(np.int64)
         rows = rows_of[numbers] + positions
-        self._keys[rows] = packed[fits]
-        self._namespace[rows] = namespaces[fits]
-        self._checksum[rows] = checksums[fits]
+        self._columns.keys[rows] = packed[fits]
+        self._columns.namespace[rows] = namespaces[fits]
+        self._columns.checksum[rows] = checksums[fits]
         if origins is not None and origins.any():
-            self._origins()[rows] = np.ascontiguousarray(origins).view(np.uint64)[fits]
+            self._columns.origins()[:, rows] = np.ascontiguousarray(origins).view(np.uint64)[fits].T
         self._uses = len(numbers)
         self.used_bytes, self.block_bytes = int(stored[fits].sum()), int(sizes[fits].sum())
         self._count_recovered(numbers, positions)
@@ -334,18 +340,22 @@ class Extents:
             extent.used = stamps[number] / max(1, extent.blocks)
             if extent.taken < self.extent_bytes // extent.stored:
                 self._open.put((extent.size, extent.stored), number)
+        self._order.begin((number, extent) for number, extent in enumerate(self._extents) if extent.size)
 
     # --- how -------------------------------------------------------------------------------------------------
 
-    def _clear(self, extent: _Extent, which: np.ndarray) -> np.ndarray:
+    def _clear(self, number: int, which: np.ndarray) -> np.ndarray:
         """Forget blocks of one extent; `which`: bool, one a row of it. Returns their keys."""
+        extent = self._extents[number]
         rows = extent.rows + np.flatnonzero(which)
-        keys = self._keys[rows]
+        keys = self._columns.keys[rows]
         self._table.remove_many(keys.tobytes())
-        self._namespace[rows] = _DEAD
+        self._columns.namespace[rows] = DEAD
         extent.blocks -= len(rows)
         self.used_bytes -= len(rows) * extent.stored
         self.block_bytes -= len(rows) * extent.size
+        if len(rows) and not (extent.blocks or extent.leaving):
+            self._order.put(number, extent)
         return keys
 
     def _row(self, place: int) -> int:
@@ -357,23 +367,9 @@ class Extents:
 
     def _places_of(self, rows: np.ndarray) -> np.ndarray:
         """uint32[n]; each of these rows is of an extent in use."""
-        in_use = sorted((one.rows, n, one.stored) for n, one in enumerate(self._extents) if one.size)
-        if not in_use:
-            return np.empty(0, np.uint32)
-        firsts, numbers, stored = np.array(in_use).T
-        of = np.searchsorted(firsts, rows, side="right") - 1
-        return (numbers[of] * self._units + place_at(rows - firsts[of], stored[of])).astype(np.uint32)
-
-    def _origins(self) -> np.ndarray:
-        if self._origin is None:
-            self._origin = np.zeros((len(self._keys), 2), np.uint64)
-        return self._origin
-
-    def _set_origin(self, row: int, origin: bytes) -> None:
-        if any(origin):
-            self._origins()[row] = np.frombuffer(origin, np.uint64)
-        elif self._origin is not None:
-            self._origin[row] = 0
+        numbers = self._columns.extent[rows]
+        _, stored, first = self._of_extents(numbers * np.int64(self._units))
+        return (numbers * np.int64(self._units) + place_at(rows - first, stored)).astype(np.uint32)
 
     def _needs_another(self, kind: tuple[int, int]) -> bool:
         taken = [self._extents[number].taken for number in self._open.get(kind, ())]
@@ -387,13 +383,6 @@ class Extents:
 
     def _begin(self, number: int, size: int, stored: int) -> None:
         n = self.extent_bytes // stored
-        first, kept = self._rows.take(n)
+        first, kept = self._columns.take(n, number)
         self._extents[number] = _Extent(size, stored, first, kept)
-        if self._rows.end > len(self._keys):
-            length = max(1024, self._rows.end * 5 // 4)
-            for name in ("_keys", "_namespace", "_checksum", "_origin"):
-                if (column := getattr(self, name)) is not None:
-                    grown = np.zeros((length, *column.shape[1:]), column.dtype)
-                    grown[: len(column)] = column
-                    setattr(self, name, grown)
-        self._namespace[first : first + n] = _DEAD
+        self._order.put(number, self._extents[number])

@@ -96,7 +96,7 @@ class Leases:
                 tier.demotions.used_again(here)
         if away is None:
             return None
-        wanted = self._wanted(one, slots, drives, away)
+        tiers, end = STAGED["remote"], len(slots)
         lease = _Lease(here, one.kind, one.namespace, one.skip, one.queues, one.tenant)
         if one.ask.request:
             is_away = self.away is not None and self.away.is_away and self.away.shares(one.namespace)
@@ -104,10 +104,11 @@ class Leases:
             matched = one.matched(slots, away, is_away, frames)
             lease.in_ram = matched.cpu_blocks
             deepest = self.decisions.decide(one.asker, one.ask, matched, now, refusal)
-            wanted = self._cut(slots, wanted, deepest, matched, one.skip, one.kind)
+            tiers, end = STAGED.get(deepest, ()), self._cut(slots, deepest, matched, one.skip, one.kind)
             lease.slots = slots[slots < BELOW].astype(np.intp)
         elif refusal:
-            slots[slots < BELOW], lease.slots, wanted = BELOW, NONE, []
+            slots[slots < BELOW], lease.slots, tiers = BELOW, NONE, ()
+        wanted = self._wanted(one, slots, drives, away, tiers, end)
         if len(lease.slots) or wanted:
             wanted = self._open(one.asker, lease, slots, wanted)
         if not wanted:
@@ -169,26 +170,27 @@ class Leases:
         ask = replace(one.ask, backlog_s=backlog_s)
         return self.decisions.patience_to_ask(one.asker[0], ask, tokens, self.away.ask_s, self.away.hit_share, n)
 
-    def _wanted(self, one: Lookup, slots: np.ndarray, drives: Found, away: Lying) -> list[Wanted]:
-        """What is to be staged if all that is here, below and away is taken; in prefix order."""
-        if not len(drives[0]) and not len(away[0]):
+    def _wanted(
+        self, one: Lookup, slots: np.ndarray, drives: Found, away: Lying, tiers: tuple[str, ...], end: int
+    ) -> list[Wanted]:
+        """What is to be staged when all that these tiers have before `end` is taken; in prefix order."""
+        if not tiers or not (len(drives[0]) or len(away[0])):
             return []
-        end, wanted = one.end(slots, away[0]), []
+        end, wanted = min(end, one.end(slots, away[0])), []
         if self.lower is not None:
             wanted = self.lower.wanted(one.keys, *drives, range(one.skip, end), one.kind.is_chain)
-        if len(away[0]):
+        if len(away[0]) and "remote" in tiers:
             wanted += one.wanted(away, end)
             wanted.sort(key=lambda wish: wish.position)
         return wanted
 
     @staticmethod
-    def _cut(slots: np.ndarray, wanted: list[Wanted], tier: str, matched: Matched, skip: int, kind: Kind) -> list[Wanted]:
-        """Marks in `slots` what is not offered. Returns what is to be staged."""
+    def _cut(slots: np.ndarray, tier: str, matched: Matched, skip: int, kind: Kind) -> int:
+        """Marks in `slots` what is not offered. Returns where that begins; in no chain, the end."""
         blocks = {"cpu": matched.cpu_blocks, "nvme": matched.lower_blocks, "remote": matched.all_blocks}
         end = 0 if not tier else skip + blocks[tier] if kind.is_chain else len(slots)
-        rest = slots[end:]
-        rest[rest < BELOW] = BELOW
-        return [one for one in wanted if one.tier in STAGED.get(tier, ()) and one.position < end]
+        slots[end:][slots[end:] < BELOW] = BELOW
+        return end
 
     def _check_room(self, asker: Asker) -> None:
         mine = self._of.setdefault(asker[0], {})

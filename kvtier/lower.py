@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from kvtier.admission import Budget
-from kvtier.block import ABSENT, BELOW, KEY_BYTES, BlockKey, key_at
+from kvtier.block import ABSENT, BELOW, KEY_BYTES, BlockKey, unpack_keys
 from kvtier.coding import Coding
 from kvtier.demotion import Demotions
 from kvtier.estimators import Link
@@ -24,6 +24,7 @@ from kvtier.ram import Ram
 from kvtier.staging import Staging, Wanted
 from kvtier.stats import Stats
 from kvtier.transfer import (
+    BEGUN_MAX,
     Demote,
     Erase,
     Finished,
@@ -121,9 +122,9 @@ class Lower:
             self._stats.add("forgotten_blocks", len(keys))
             self.demotions.forgotten(keys)
             self._stats.add("dropped_orphans", self._ram.lost_below(keys))
-            for key in keys:
-                if key not in self._ram.index:
-                    self._ram.ghosts.add(key, "its room on the drives was needed")
+            gone = self._ram.index.find(b"".join(keys)) == ABSENT
+            for at in np.flatnonzero(gone).tolist():
+                self._ram.ghosts.add(keys[at], "its room on the drives was needed")
         for first, end in self._forget:
             yield self._under_way.begin(Forget(self._under_way.ticket(), first, end))
         self._forget.clear()
@@ -143,7 +144,7 @@ class Lower:
 
     def _erasures(self) -> Iterator[Transfer]:
         later = []
-        while self._to_erase and self._under_way.room:  # of millions, perhaps
+        for _ in range(min(len(self._to_erase), self._under_way.room, BEGUN_MAX)):  # of millions, perhaps
             place = self._to_erase.popleft()
             if self.staging.is_reading(place):
                 later.append(place)
@@ -222,17 +223,22 @@ class Lower:
         """Of what `mark` found, the positions and the bytes that lie there; nothing, where nowhere is a frame."""
         if not self.extents.has_frames:
             return positions[:0], places[:0]
-        return positions, self.extents.stored_at(places)
+        return positions, self.extents.sizes_at(places)[1]
 
     def wanted(self, keys: bytes, positions: np.ndarray, places: np.ndarray, within: range, is_chain: bool) -> list[Wanted]:
         """What `mark` found, as staging reads it; as far as it is of use."""
-        extents, wanted = self.extents, []
-        for at, place in zip(positions.tolist(), places.tolist()):
-            if at in within:
-                parent = key_at(keys, at - 1) if is_chain and at else b""
-                size, stored = extents.size(place), extents.stored(place)
-                wanted.append(Wanted(at, key_at(keys, at), parent, place, size, stored=stored if stored < size else 0))
-        return wanted
+        is_of_use = (positions >= within.start) & (positions < within.stop)
+        positions, places = positions[is_of_use], places[is_of_use]
+        named = np.frombuffer(keys, f"V{KEY_BYTES}")
+        parents = [b""] * len(positions)
+        if is_chain:
+            parents = unpack_keys(named[positions - 1].tobytes())
+            if len(positions) and not positions[0]:
+                parents[0] = b""
+        sizes, stored = self.extents.sizes_at(places)
+        stored[stored == sizes] = 0
+        columns = positions.tolist(), unpack_keys(named[positions].tobytes()), parents, places.tolist(), sizes.tolist()
+        return list(map(Wanted, *columns, itertools.repeat("nvme"), itertools.repeat(0), stored.tolist()))
 
     def of_origin(self, session_tag: bytes, tenant_tag: bytes) -> list[int]:
         """Places of blocks that such a session, or such a tenant, was the first to save."""

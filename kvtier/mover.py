@@ -3,12 +3,14 @@ nothing else."""
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 
 from kvtier.stats import Stats
 from kvtier.tiers.base import Tier
 from kvtier.transfer import Demote, Finished, Promote, Transfer
 
+NEWS_MAX = 64  # that the store hears in one step of the event loop: some 5 ms
 Orders = Callable[[float, bool], list[Transfer]]  # now, whether the tier takes writes
 DURATIONS: dict[str, dict[type, str]] = {  # tier -> what takes how long there
     "gpu": {Demote: "mirror"},
@@ -32,6 +34,8 @@ class Mover:
         self._tier, self._orders, self._finished, self._after_news = tier, orders, finished, after_news
         self._stats, self._durations = stats, DURATIONS[name]
         self._begun: dict[int, tuple[str, float]] = {}  # ticket -> what takes how long, and since when
+        self._news: deque[Finished] = deque()  # that the store has not heard
+        self._rest: asyncio.Handle | None = None  # when it will
 
     def listen(self) -> None:
         """From now on, on the running loop, hear what the tier has finished."""
@@ -46,14 +50,19 @@ class Mover:
             self._tier.start(order)
 
     def _on_news(self) -> None:
-        for done in self._tier.poll():
-            now = time.monotonic()
+        self._news.extend(self._tier.poll())
+        for _ in range(min(len(self._news), NEWS_MAX)):
+            done, now = self._news.popleft(), time.monotonic()
             if (begun := self._begun.pop(done.ticket, None)) is not None and not done.fault:
                 self._stats.observe(begun[0], now - begun[1])
             self._finished(done, now)
         self._after_news()
+        if self._news:  # after the others who wait for the loop
+            self._rest = asyncio.get_running_loop().call_soon(self._on_news)
 
     def close(self) -> None:
         """The tier finishes what is under way; nothing is heard any more."""
         asyncio.get_running_loop().remove_reader(self._tier.fileno())
+        if self._rest is not None:
+            self._rest.cancel()
         self._tier.close()

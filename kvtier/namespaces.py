@@ -1,6 +1,10 @@
-"""Which namespaces there are here: their numbers, and how often an engine reset them. Pure."""
+"""Which namespaces there are here: their numbers, and how often an engine reset them. Pure.
 
-from collections.abc import Mapping
+Who names one makes one, and there may be so many. So that nobody takes them all, nobody gets more than there are left then
+for others. Those of which nobody knows whose they are, of a former life or brought by visitors, are counted as one user's.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kvtier.codec import Codec
@@ -21,8 +25,10 @@ class Namespace:
 class Namespaces(dict[bytes, Namespace]):
     """By their digests."""
 
-    def __init__(self) -> None:
+    def __init__(self, whose: Callable[[int], str | None] = lambda number: None) -> None:
+        """`whose`: the user of a namespace, by its number; None: nobody knows."""
         super().__init__()
+        self._whose = whose
         self.epochs: dict[int, int] = {}  # by number, for those who know no digests
 
     def recover(self, remembered: Mapping[bytes, tuple[int, int]]) -> None:
@@ -31,10 +37,12 @@ class Namespaces(dict[bytes, Namespace]):
             self[digest] = Namespace(number, epoch)
             self.epochs[number] = epoch
 
-    def add(self, digest: bytes) -> Namespace:
-        """One that isn't here yet."""
-        if len(self) >= NAMESPACES_MAX:
-            raise ProtocolError("too_many", f"more than {NAMESPACES_MAX} namespaces; restart kvtierd")
+    def add(self, digest: bytes, user: str | None = None) -> Namespace:
+        """One that isn't here yet. ProtocolError: this user has as many as there are left."""
+        mine, left = sum(self._whose(one.number) == user for one in self.values()), NAMESPACES_MAX - len(self)
+        if mine >= left:
+            whose = "of unknown users" if user is None else "of this user"
+            raise ProtocolError("too_many", f"{mine} namespaces {whose}, and room for {left} more of all; restart kvtierd")
         number = 1 + max((other.number for other in self.values()), default=-1)
         self[digest], self.epochs[number] = Namespace(number), 0
         return self[digest]

@@ -43,9 +43,9 @@ REMOTE_SETTINGS = ("remote.username", "remote.endpoint", "remote.region", "remot
 PASSWORD_VARIABLE = "KVTIER_REMOTE_PASSWORD"
 
 
-def key_table(capacity: int) -> _native.KeyTable:
-    """With room for the blocks that usually lie in so many bytes."""
-    return _native.KeyTable(expected=min(capacity // BLOCK_BYTES_USUAL, TABLE_KEYS_MAX))
+def key_table(capacity: int, blocks: int = 0) -> _native.KeyTable:
+    """With room for the blocks that usually lie in so many bytes, and for so many at least."""
+    return _native.KeyTable(expected=max(blocks, min(capacity // BLOCK_BYTES_USUAL, TABLE_KEYS_MAX)))
 
 
 def capacity_of(settings: Config) -> int:
@@ -144,7 +144,8 @@ def nvme_tier(
     for note in tier.notes:
         log.warning("%s", note)
     found, tier.recovered = tier.recovered, Recovered()
-    extents = Extents(tier.extents, tier.extent_bytes, tier.drives, key_table(tier.extents * tier.extent_bytes))
+    table = key_table(tier.extents * tier.extent_bytes, len(found.places))
+    extents = Extents(tier.extents, tier.extent_bytes, tier.drives, table)
     rows = (found.keys, found.places, found.sizes, found.namespaces, found.checksums, found.origins, found.stored)
     odd = extents.recover(*rows)
     budget = Budget(settings.number("nvme.endurance_dwpd") * tier.rated_bytes, time.monotonic())

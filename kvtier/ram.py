@@ -304,14 +304,13 @@ class Ram:
     def lost_below(self, keys: Iterable[BlockKey]) -> int:
         """These are below no more. What is here behind one of them that isn't here is of no use to anybody: it is
         dropped. Returns how many went."""
-        dropped = 0
-        for key in keys:
-            slot = int(self.index.find(key)[0])
-            if slot != ABSENT:
-                self.note_below(slot, False)
-            else:
-                dropped += self.drop(list(self._awaited.get(key, ())), "what comes before it is gone")
-        return dropped
+        keys = list(keys)
+        slots = self.index.find(b"".join(keys))
+        for slot in slots[slots != ABSENT].tolist():
+            self.note_below(slot, False)
+        lost = (keys[at] for at in np.flatnonzero(slots == ABSENT).tolist())
+        awaited = [list(self._awaited[key]) for key in lost if key in self._awaited]
+        return sum(self.drop(slots_behind, "what comes before it is gone") for slots_behind in awaited)
 
     def note_below(self, slot: int, is_below: bool) -> None:
         """Whether the tier below has this block too."""

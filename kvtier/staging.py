@@ -111,7 +111,10 @@ class Waiting:
         return part
 
     def part(self, tier: str, now: float) -> Part:
-        return self.parts.setdefault(tier, Part(deque(), 0, 0, now))
+        found = self.parts.get(tier)
+        if found is None:
+            found = self.parts[tier] = Part(deque(), 0, 0, now)
+        return found
 
 
 @dataclass

@@ -85,7 +85,8 @@ class Standing:
         slots = self._ram.index.find(session.keys)
         here = np.flatnonzero(slots != ABSENT)
         slots = slots[here].astype(np.intp)
-        wanted = np.where(here < session.tail_at, *(self._queues(pair, slots) for pair in pairs))
+        of_head, of_tail = (self._queues(pair, slots) for pair in pairs)
+        wanted = np.where(here < session.tail_at, of_head, of_tail)
         quota = int(COMMON_SHARE * self._ram.slots.capacity) // session.slot_bytes
         common = here < min(quota, self.common_blocks(session.keys))
         if common.any():

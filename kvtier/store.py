@@ -82,7 +82,7 @@ class BlockStore:
         self.mirror: Mirror | None = None
         self.lending = Lending(self.ram, int(capacity * lend_share))
         self.decisions = Decisions(self.ram.ghosts, self.stats)
-        self.namespaces = Namespaces()
+        self.namespaces = Namespaces(self.ram.residue.whose)
         self.staging = Staging(self.ram, self.namespaces.epochs, self.stats)
         self.staging.stands = self.retention.of_arrival
         self.leases = Leases(self.ram, int(capacity * lease_share), self.stats, self.decisions, self.staging)
@@ -145,7 +145,7 @@ class BlockStore:
         if engine in self.lending.engines:
             raise OrderError(f"engine {engine} has joined already; its former processes must be gone first")
         kind, wish = self.lending.kind_of(block_bytes, block_tokens, is_chain), max(1, lend)
-        known, number = self.namespace(namespace), self.ram.residue.user(user)
+        known, number = self.namespace(namespace, user), self.ram.residue.user(user)
         self.ram.residue.belongs(known.number, number)
         self.retention.hearing.joined(engine, user)
         mine = Engine(known.number, kind, wish, wish, now, user=number, block_bytes=block_bytes)
@@ -154,10 +154,10 @@ class BlockStore:
         self.retention.names(known.number, namespace.hex()[:12])
         return known.epoch, self.lending.target(mine)
 
-    def namespace(self, digest: bytes) -> Namespace:
+    def namespace(self, digest: bytes, user: str | None = None) -> Namespace:
         known = self.namespaces.get(digest)
         if known is None:
-            known = self.namespaces.add(digest)
+            known = self.namespaces.add(digest, user)
             if self.lower is not None:
                 self.lower.remember(digest, known.number, known.epoch)
             if self.away is not None:

@@ -26,6 +26,7 @@ from kvtier.tenants import TENANT_TAG_BYTES
 
 SEEK_KEYS_MAX = 1024
 MOVES_MAX = 1024  # reads and writes that begin no more while so much is under way; a tier takes more
+BEGUN_MAX = 64  # of each in one step of the event loop: with what goes for them, some 5 ms
 ORIGIN_BYTES = 2 * TENANT_TAG_BYTES  # a session's tag and a tenant's, half each; zeros where there is none
 
 FAULTS: dict[str, str] = {
@@ -139,8 +140,9 @@ class UnderWay(dict[int, Transfer]):
         return max(0, MOVES_MAX - len(self))
 
     def begin_all(self, following: Callable[[int], Transfer | None]) -> Iterator[Transfer]:
-        """What this gives for one ticket after the other, until it gives nothing or there is no room."""
-        while self.room:
+        """What this gives for one ticket after the other, until it gives nothing or there is no room; or for as long as one
+        step may take: whatever finishes brings the next."""
+        for _ in range(min(self.room, BEGUN_MAX)):
             order = following(self.ticket())
             if order is None:
                 return
@@ -157,7 +159,7 @@ class Finished:
     shredded: int = 0  # of a Shred: data keys
     origin: bytes = b""  # of a Promote from a remote: who saved it first, as its envelope proves
     stored: int = 0  # of a Demote or a Promote of a frame: bytes of it that count; 0: there was no frame
-    coded_s: float = 0.0  # seconds that making the frame, or the block of it, took
+    coded_s: float = 0.0  # seconds by the clock, from begin to end, for making the frame or the block of it
     codec: str = ""  # of a Promote of a frame: the name of its codec, where the tier knows it
 
 

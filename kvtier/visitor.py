@@ -27,7 +27,6 @@ import numpy as np
 from kvtier.block import ABSENT, NO_KEY, SLOT_UNIT, BlockKey, Kind
 from kvtier.errors import ProtocolError
 from kvtier.lending import GUEST, Engine
-from kvtier.namespaces import NAMESPACES_MAX
 from kvtier.store import BlockStore
 from kvtier.tiers.remote import envelope
 from kvtier.tiers.remote.envelope import DIGEST_BYTES, Header
@@ -37,7 +36,6 @@ LENT_SHARE, LENT_BYTES_MAX = 1 / 16, 64 * 1024**2  # of it may be lent
 READS_MAX = 16  # blocks that are read from the drives at once
 WAITING_MAX = 256  # who may wait for a block
 GUESTS_MAX = 64  # kinds of blocks that are written in turn
-BROUGHT_SHARE = 1 / 2  # of the namespaces that a store may know; when so many are known, visitors bring no new ones
 PREFIX_BYTES = envelope.DIGEST_SHOWN // 2
 
 KNOWN, NO_ROOM, ORPHAN = "known", "no room", "orphan"  # why a block isn't taken
@@ -247,8 +245,6 @@ class Visitor:
             raise ProtocolError("bad_frame", f"{kind.slot_bytes} bytes are the size of no block")
         if kind.slot_bytes > store.ram.slots.slab_bytes:
             raise ProtocolError("too_large", f"a block of {kind.slot_bytes} bytes does not fit a slab; raise cpu.capacity")
-        if digest not in store.namespaces and len(store.namespaces) >= NAMESPACES_MAX * BROUGHT_SHARE:
-            raise ProtocolError("too_many", f"{len(store.namespaces)} namespaces are known here; no more are taken")
         known = store.namespace(digest)
         engines = [one for one in store.lending.engines.values() if one.namespace == known.number and not one.is_guest]
         if any(one.kind.slot_bytes != kind.slot_bytes for one in engines):

@@ -24,7 +24,6 @@ struct CryptoOfPython {
 };
 
 using Bytes = Flat<std::uint8_t, 1>;
-using Filled = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // As in module.cpp: to let the GIL go and to take it again costs as much as a few pages.
 constexpr std::size_t kSealedWithGil = std::size_t{64} << 10;

@@ -21,7 +21,6 @@ namespace kvtier {
 namespace {
 
 using Bytes = Flat<std::uint8_t, 1>;
-using Filled = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Verdict = std::pair<const char*, std::uint32_t>;
 
 // As in module.cpp: to let the GIL go and to take it again costs as much as a few pages.

@@ -17,7 +17,6 @@ namespace kvtier {
 namespace {
 
 using Sent = Flat<std::uint8_t, 1>;
-using Filled = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 template <typename Memory>
 std::vector<Piece> pieces(const std::vector<Memory>& memories) {

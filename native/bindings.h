@@ -21,6 +21,7 @@ template <typename T, int kDimensions>
 using Flat =
     nanobind::ndarray<const T, nanobind::ndim<kDimensions>, nanobind::c_contig, nanobind::device::cpu, nanobind::ro>;
 using Column = Flat<std::uint64_t, 1>;
+using Filled = nanobind::ndarray<std::uint8_t, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
 using Record = std::tuple<std::uint64_t, std::uint64_t, double, std::string>;
 using ReleaseGil = nanobind::call_guard<nanobind::gil_scoped_release>;
 

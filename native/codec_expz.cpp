@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 
+#include "codec_kernels.h"
 #include "zstd_library.h"
 
 namespace kvtier {
@@ -85,25 +86,15 @@ const std::string* expz_reason() {
 
 bool expz_is_ready() noexcept { return plane() != nullptr && ZstdOfThread::get().can_decompress(); }
 
-#define KVTIER_EXPZ                                                                                                \
-  size_t expz_encode(CodecFormat, const uint8_t* from, size_t size, uint8_t* to, uint32_t* mode) {                 \
-    return encode(planes_split, from, size, to, mode);                                                             \
-  }                                                                                                                \
-  bool expz_decode(CodecFormat, const uint8_t* body, size_t body_bytes, uint32_t mode, uint8_t* to, size_t size,   \
-                   NextBody*) {                                                                                    \
-    return decode(planes_join, body, body_bytes, mode, to, size);                                                  \
+#define KVTIER_EXPZ(isa)                                                                                               \
+  size_t isa::expz_encode(CodecFormat, const uint8_t* from, size_t size, uint8_t* to, uint32_t* mode) {                \
+    return encode(planes_split, from, size, to, mode);                                                                 \
+  }                                                                                                                    \
+  bool isa::expz_decode(CodecFormat, const uint8_t* body, size_t body_bytes, uint32_t mode, uint8_t* to, size_t size,  \
+                        NextBody*) {                                                                                   \
+    return decode(planes_join, body, body_bytes, mode, to, size);                                                      \
   }
-namespace portable {
-KVTIER_EXPZ
-}
-#ifdef KVTIER_CODEC_X86
-namespace avx2 {
-KVTIER_EXPZ
-}
-namespace avx512 {
-KVTIER_EXPZ
-}
-#endif
+KVTIER_CODEC_ISAS(KVTIER_EXPZ)
 #undef KVTIER_EXPZ
 
 }  // namespace kvtier

@@ -53,12 +53,21 @@ struct GroupKernels {
 enum class Isa : uint8_t { kPortable, kAvx2, kAvx512 };
 inline constexpr size_t kIsas = 3;
 
-// X(function, what it returns, parameters): what each instruction set has.
+// X(namespace): the instruction sets that kernels are compiled for.
+#ifdef KVTIER_CODEC_X86  // so says CMakeLists.txt
+#define KVTIER_CODEC_ISAS(X) X(portable) X(avx2) X(avx512)
+#else
+#define KVTIER_CODEC_ISAS(X) X(portable)
+#endif
+
+// X(function, what it returns, parameters): what each of them has.
 #define KVTIER_CODEC_KERNELS(X)                                                                     \
   X(planes_split, void, bool, const uint8_t*, size_t, uint8_t*, uint8_t*)                           \
   X(planes_join, void, bool, const uint8_t*, const uint8_t*, uint8_t*, size_t)                      \
   X(exp12_encode, size_t, CodecFormat, const uint8_t*, size_t, uint8_t*, uint32_t*)                 \
   X(exp12_decode, bool, CodecFormat, const uint8_t*, size_t, uint32_t, uint8_t*, size_t, NextBody*) \
+  X(expz_encode, size_t, CodecFormat, const uint8_t*, size_t, uint8_t*, uint32_t*)                  \
+  X(expz_decode, bool, CodecFormat, const uint8_t*, size_t, uint32_t, uint8_t*, size_t, NextBody*)  \
   X(int8_encode, size_t, CodecFormat, const uint8_t*, size_t, uint8_t*, uint32_t*)                  \
   X(int8_decode, bool, CodecFormat, const uint8_t*, size_t, uint32_t, uint8_t*, size_t, NextBody*)  \
   X(fp8_encode, size_t, CodecFormat, const uint8_t*, size_t, uint8_t*, uint32_t*)                   \
@@ -67,17 +76,12 @@ inline constexpr size_t kIsas = 3;
   X(int4_decode, bool, CodecFormat, const uint8_t*, size_t, uint32_t, uint8_t*, size_t, NextBody*)
 
 #define KVTIER_DECLARE(name, returned, ...) returned name(__VA_ARGS__);
-namespace portable {
-KVTIER_CODEC_KERNELS(KVTIER_DECLARE)
-}
-#ifdef KVTIER_CODEC_X86  // so says CMakeLists.txt
-namespace avx2 {
-KVTIER_CODEC_KERNELS(KVTIER_DECLARE)
-}
-namespace avx512 {
-KVTIER_CODEC_KERNELS(KVTIER_DECLARE)
-}
-#endif
+#define KVTIER_DECLARE_ALL(isa)          \
+  namespace isa {                        \
+  KVTIER_CODEC_KERNELS(KVTIER_DECLARE)   \
+  }
+KVTIER_CODEC_ISAS(KVTIER_DECLARE_ALL)
+#undef KVTIER_DECLARE_ALL
 #undef KVTIER_DECLARE
 
 }  // namespace kvtier

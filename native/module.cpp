@@ -328,14 +328,14 @@ void bind_checksums(nb::module_& m) {
 void bind_key_table(nb::module_& m) {
   nb::class_<KeyTable> table(
       m, "KeyTable",
-      "A hash table from 16-byte keys to slot numbers (0 to ABSENT - 1), in one flat array outside Python's memory.\n\n"
+      "A hash table from 16-byte keys to slot numbers (0 to ABSENT - 1), in a flat array outside Python's memory.\n\n"
       "Made for keys that are keyed digests: the last bytes of a key choose its bucket as they are, so keys that\n"
       "somebody crafts to share them make every call slow. Not thread safe: one thread owns it (in kvtierd the event\n"
       "loop). The GIL is kept, since every call is short. All methods raise TypeError unless a key is `bytes`.");
   table
       .def(nb::init<std::int64_t>(), "expected"_a = 0,
-           "With room for `expected` keys; beyond that it doubles at once, which takes 15 to 20 ns a key. It never\n"
-           "shrinks. Raises ValueError (negative), MemoryError.")
+           "With room for `expected` keys; beyond that it doubles, and each add() moves some of the keys, so that none\n"
+           "takes long. It never shrinks. Raises ValueError (negative), MemoryError.")
       .def("__len__", &KeyTable::size)
       .def("__contains__", [](const KeyTable& self, const nb::bytes& key) { return self.find(key_of(key)) != kAbsent; },
            "key"_a, "Raises ValueError unless the key has 16 bytes.")
@@ -357,7 +357,7 @@ void bind_key_table(nb::module_& m) {
       .def("remove_many", &remove_many, "keys"_a,
            "Forget the n keys packed in `keys` and return the slots they had, as find() does: ABSENT where one was\n"
            "missing, be it removed earlier in the same call. Raises ValueError unless len(keys) is a multiple of 16.")
-      .def_prop_ro("memory_bytes", &KeyTable::memory_bytes, "int: bytes that the array takes, full or empty.");
+      .def_prop_ro("memory_bytes", &KeyTable::memory_bytes, "int: bytes of the array, full or empty; while it grows, of the former one too.");
   table.attr("ABSENT") = kAbsent;
   table.attr("KEY_BYTES") = kKeyBytes;
 }

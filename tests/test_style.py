@@ -20,10 +20,10 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # As the docstring of kvtier/__init__.py has it. `_native` and the package itself lie below all.
 LAYERS = {
-    **dict.fromkeys(("errors", "block", "usage", "tenants", "codec"), 0),
+    **dict.fromkeys(("errors", "block", "usage", "tenants", "codec", "rows"), 0),
     **dict.fromkeys(("index", "arena", "policy", "stats", "protocol", "config", "transfer", "admission"), 1),
     **dict.fromkeys(("estimators", "guard", "ghosts", "hints", "returns", "known", "namespaces"), 1),
-    **dict.fromkeys(("charging", "residue", "handover", "open_extents", "rows"), 1),
+    **dict.fromkeys(("charging", "residue", "handover", "open_extents", "columns", "reclaim_order"), 1),
     **dict.fromkeys(("ram", "extents", "cost", "lineage", "ranking", "own_queues", "remote_room", "metrics"), 2),
     "coding": 2,
     **dict.fromkeys(("demotion", "staging", "mirror", "decision", "session", "s3fifo", "arc"), 3),

@@ -31,7 +31,8 @@ You guarantee
     same without it may be ordered at once. Finished.stored of a frame is what it would take at least; it takes the place.
 *   A Forget or a Remember without a fault survives a crash of the process. It takes effect in the order of starts: a
     block that is demoted under a namespace is never recovered without it, a place that was forgotten and written again
-    never comes back as what it was.
+    never comes back as what it was. An epoch is remembered for ever; a namespace of epoch 0 as long as a block of it is
+    recovered, and no longer: names that somebody made up must not stay.
 *   An Erase without a fault: the bytes of its place, and no others, are zeros on the drive, and the block is in no
     `recovered` any more; both survive a crash of the machine. The zeros are on the drive before the record goes, so that
     what a crash leaves in between fails its checksum. Its record goes at once, not with the next that are gathered. What

@@ -15,8 +15,6 @@ Whoever calls `commit` owns the catalogue meanwhile: the tier calls it on one th
 
 import secrets
 import struct
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,13 +26,13 @@ from kvtier.block import KEY_BYTES, PLACE_GRAIN, SECRET_BYTES, SLOT_UNIT, place_
 from kvtier.errors import DaemonError
 from kvtier.failpoint import reach
 from kvtier.tiers.base import Recovered
-from kvtier.tiers.catalogue_reader import COUNTS, DAMAGED, META, RECORDS, REMEMBERED, SEALED, TABLES
+from kvtier.tiers.catalogue_reader import META, RECORDS, REMEMBERED, SEALED, TABLES
 from kvtier.tiers.drives import begin_of, sync_folder, utc_stamp
 from kvtier.tiers.seals import SEAL_BYTES, SERIAL_BYTES
+from kvtier.tiers.survivors import CRC, Table, Unreadable, read
 from kvtier.transfer import ORIGIN_BYTES, Demote, Forget, Remember
 
 VERSION = 3
-READ_TIMEOUT_S, READ_BYTES_PER_S = 20.0, 10e6  # the reader process may take so long, and longer for a large file
 QUARANTINE = ".corrupt-"  # and a time, behind the name of a file that can't be trusted
 QUARANTINED_MAX = 2  # files; older ones are deleted
 MAP_BYTES_MIN, MAP_BYTES_PER_PLACE = 64 * 1024**2, 256  # a record takes about 120 bytes, and a commit copies pages
@@ -58,13 +56,13 @@ _COLUMNS: list[tuple[str, str] | tuple[str, str, int]] = [
 RECORD = np.dtype([*_COLUMNS, ("crc", "<u4")])
 SEALED_RECORD = np.dtype([*_COLUMNS, ("seal", "u1", SEAL_BYTES), ("crc", "<u4")])
 _RECORD = struct.Struct(f"<{KEY_BYTES}sIIIIQQ{ORIGIN_BYTES}s")  # behind the place, before the crc
-_PLACE, _CRC = struct.Struct(">I"), struct.Struct("<I")
+_PLACE = struct.Struct(">I")
 _REMEMBERED = struct.Struct("<IQ")
 _META = struct.Struct(f"<I16s{SECRET_BYTES}s")
 _META_KEY = b"meta"
-assert TABLES[RECORDS] == (_PLACE.size, _RECORD.size + _CRC.size) and sum(TABLES[RECORDS]) == RECORD.itemsize
+assert TABLES[RECORDS] == (_PLACE.size, _RECORD.size + CRC.size) and sum(TABLES[RECORDS]) == RECORD.itemsize
 assert sum(TABLES[SEALED]) == SEALED_RECORD.itemsize == RECORD.itemsize + SEAL_BYTES
-assert TABLES[REMEMBERED][1] == _REMEMBERED.size + _CRC.size and TABLES[META][1] == _META.size + _CRC.size
+assert TABLES[REMEMBERED][1] == _REMEMBERED.size + CRC.size and TABLES[META][1] == _META.size + CRC.size
 
 
 def record_of(demote: Demote, checksum: int, sequence: int, seal: bytes = b"") -> bytes:
@@ -75,11 +73,7 @@ def record_of(demote: Demote, checksum: int, sequence: int, seal: bytes = b"") -
 
 
 def _proven(row: bytes) -> bytes:
-    return row + _CRC.pack(_native.crc32c(row))
-
-
-class Unreadable(Exception):
-    """The catalogue of a former life is no good; the message says why."""
+    return row + CRC.pack(_native.crc32c(row))
 
 
 class Catalogue:
@@ -133,7 +127,8 @@ class Catalogue:
             else:
                 if wanted in (b"", root):
                     remembered = _remembered(tables[REMEMBERED])
-                    return root, self._good_records(tables[self._table], remembered), remembered
+                    records = self._good_records(tables[self._table], remembered)
+                    return root, records, _needed(remembered, records)
                 forgotten = f"{len(tables[self._table].rows):,} blocks there are forgotten"
                 self.notes.append(f"{self.path} is of another root secret: {forgotten}")
         elif not store_is_new:
@@ -141,28 +136,28 @@ class Catalogue:
             self.notes.append(f"{self.path} is missing: what lies on the drives is forgotten")
         return wanted or secrets.token_bytes(SECRET_BYTES), np.empty(0, self._row), {}
 
-    def _tables(self) -> tuple[dict[bytes, "Table"], bytes]:
+    def _tables(self) -> tuple[dict[bytes, Table], bytes]:
         """All that is in the file, and the root secret. A drive may fail once: the last look decides."""
         for last_look in (False, True):
             try:
-                tables = _read(self.path)
+                tables = read(self.path)
                 return tables, self._root(tables[META])
             except Unreadable:
                 if last_look:
                     raise
         raise AssertionError
 
-    def _root(self, table: "Table") -> bytes:
+    def _root(self, table: Table) -> bytes:
         if not (rows := table.proven()):
             raise Unreadable("it doesn't say which store it is of")
-        version, store, root = _META.unpack(rows[0][len(_META_KEY) : -_CRC.size])
+        version, store, root = _META.unpack(rows[0][len(_META_KEY) : -CRC.size])
         if version != VERSION:
             raise Unreadable(f"it has version {version}, and this kvtierd knows {VERSION}")
         if store != self._store:
             raise Unreadable("it is of another store")
         return _masked(root, self._root_mask)
 
-    def _good_records(self, table: "Table", remembered: dict[bytes, tuple[int, int]]) -> np.ndarray:
+    def _good_records(self, table: Table, remembered: dict[bytes, tuple[int, int]]) -> np.ndarray:
         """In the order of places."""
         rows = _only(table.proof(), table.rows).reshape(-1).view(self._row)
         rows = _only(self._fits(rows) & _is_current(rows, remembered), rows)
@@ -198,7 +193,7 @@ class Catalogue:
                 txn.put(_META_KEY, meta[len(_META_KEY) :], db=tables[META])
                 for digest, (number, epoch) in remembered.items():
                     txn.put(digest, _remembered_row(digest, number, epoch)[len(digest) :], db=tables[REMEMBERED])
-                rows = struct.iter_unpack("{}s{}s".format(*TABLES[self._table]), records.tobytes())
+                rows = struct.iter_unpack("{}s{}s".format(*TABLES[self._table]), records.view(np.uint8).data)
                 txn.cursor(tables[self._table]).putmulti(rows, append=True)
         reach("catalogue_rebuilt_before_replace")
         new.rename(self.path)
@@ -279,54 +274,13 @@ class Catalogue:
 # --- what a former life left ---------------------------------------------------------------------------------
 
 
-class Table:
-    """Rows as the reader gave them: none is believed before it is proven."""
-
-    def __init__(self, rows: np.ndarray, odd: int) -> None:
-        self.rows = rows  # uint8[n, bytes of a row]
-        self.odd = odd  # rows of a wrong size, not here
-
-    def proof(self) -> np.ndarray:
-        """bool[n]: the row is as it was written."""
-        crcs = np.ascontiguousarray(self.rows[:, -_CRC.size :]).view("<u4").reshape(-1)
-        return _native.crc32c_rows(np.ascontiguousarray(self.rows[:, : -_CRC.size])) == crcs
-
-    def proven(self) -> list[bytes]:
-        return [row.tobytes() for row in self.rows[self.proof()]]
-
-
-def _read(path: Path) -> dict[bytes, Table]:
-    """What the reader process finds in the file. Unreadable: it died, hung or gave up. DaemonError: it didn't begin."""
-    command = [sys.executable, "-P", "-m", "kvtier.tiers.catalogue_reader", str(path)]
-    timeout_s = READ_TIMEOUT_S + path.stat().st_size / READ_BYTES_PER_S
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired:
-        raise Unreadable(f"reading it took more than {timeout_s:.0f} s") from None
-    said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-    if done.returncode < 0:
-        raise Unreadable(f"whoever reads it dies of signal {-done.returncode}")
-    if done.returncode == DAMAGED:
-        raise Unreadable(said)
-    if done.returncode:
-        raise DaemonError(f"can't look into {path}: {said}")
-    tables, at = {}, 0
-    for name, widths in TABLES.items():
-        count, odd = COUNTS.unpack_from(done.stdout, at)
-        at += COUNTS.size
-        size = count * sum(widths)
-        tables[name] = Table(np.frombuffer(done.stdout, np.uint8, size, at).reshape(count, sum(widths)), odd)
-        at += size
-    return tables
-
-
 def _remembered_row(digest: bytes, number: int, epoch: int) -> bytes:
     return _proven(digest + _REMEMBERED.pack(number, epoch))
 
 
 def _remembered(table: Table) -> dict[bytes, tuple[int, int]]:
     digest_bytes = TABLES[REMEMBERED][0]
-    return {row[:digest_bytes]: _REMEMBERED.unpack(row[digest_bytes : -_CRC.size]) for row in table.proven()}
+    return {row[:digest_bytes]: _REMEMBERED.unpack(row[digest_bytes : -CRC.size]) for row in table.proven()}
 
 
 def _recovered(records: np.ndarray, remembered: dict[bytes, tuple[int, int]]) -> Recovered:
@@ -361,12 +315,20 @@ def _only(mask: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _is_current(rows: np.ndarray, remembered: dict[bytes, tuple[int, int]]) -> np.ndarray:
-    """bool[n]: of a namespace that is remembered, in its epoch. There are few namespaces."""
-    numbers, epochs = np.ascontiguousarray(rows["namespace"]), np.ascontiguousarray(rows["epoch"])
-    current = np.zeros(len(rows), bool)
-    for number, epoch in remembered.values():
-        current |= (numbers == number) & (epochs == epoch)
-    return current
+    """bool[n]: of a namespace that is remembered, in its epoch."""
+    if not remembered:
+        return np.zeros(len(rows), bool)
+    numbers, epochs = np.array(sorted(remembered.values()), np.uint64).T
+    at = np.searchsorted(numbers, rows["namespace"].astype(np.uint64)).clip(max=len(numbers) - 1)
+    return (numbers[at] == rows["namespace"]) & (epochs[at] == rows["epoch"])
+
+
+def _needed(remembered: dict[bytes, tuple[int, int]], records: np.ndarray) -> dict[bytes, tuple[int, int]]:
+    """Without those that were never reset and have no block: whoever comes with one finds it as new. So names that
+    somebody made up are gone with a restart. An epoch is kept for ever: what lies elsewhere under keys of a former one
+    must not come back."""
+    numbers = set(np.unique(np.ascontiguousarray(records["namespace"])).tolist())
+    return {digest: known for digest, known in remembered.items() if known[1] or known[0] in numbers}
 
 
 def _newest_of_each_key(rows: np.ndarray) -> np.ndarray:

@@ -51,6 +51,7 @@ class Caller:
         self.under_way: set[int] = set()
         self.finished: dict[int, Finished] = {}
         self.order: list[int] = []  # tickets as they were finished
+        self.namespaces: dict[bytes, tuple[int, int]] = {}  # that were remembered: digest -> number, epoch
         self._ticket = 0
 
     def ticket(self) -> int:
@@ -162,16 +163,22 @@ class Caller:
 
     def remember(self, epoch: int = 0, digest: bytes = DIGEST, namespace: int = NAMESPACE) -> None:
         assert not self.do(Remember(self.ticket(), digest, namespace, epoch)).fault
+        self.namespaces[digest] = namespace, epoch
 
     def reopen(self) -> Recovered:
-        self.tier = self.factory.reopen(self.tier)
-        self.under_way.clear()
-        return self.tier.recovered
+        return self._goes_on(self.factory.reopen(self.tier))
 
     def crash(self) -> Recovered:
-        self.tier = self.factory.crash(self.tier)
+        return self._goes_on(self.factory.crash(self.tier))
+
+    def _goes_on(self, tier) -> Recovered:
+        """In the same namespaces: those that the tier doesn't know any more are new to it."""
+        self.tier, recovered = tier, tier.recovered
         self.under_way.clear()
-        return self.tier.recovered
+        for digest, (namespace, epoch) in self.namespaces.items():
+            if digest not in recovered.remembered:
+                self.remember(epoch, digest, namespace)
+        return recovered
 
 
 def bytes_of(content: int, size: int) -> bytes:

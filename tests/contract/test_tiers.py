@@ -247,9 +247,21 @@ def test_a_block_of_an_earlier_epoch_is_not_recovered(caller):
 
 
 @survives
-def test_namespaces_are_remembered_without_a_block_too(caller):
+def test_an_epoch_is_remembered_without_a_block_too(caller):
     caller.remember(3, OTHER_DIGEST, 8)
-    assert caller.crash().remembered == {DIGEST: (NAMESPACE, 0), OTHER_DIGEST: (8, 3)}
+    for _ in range(2):
+        assert caller.crash().remembered == {OTHER_DIGEST: (8, 3)}
+
+
+@survives
+def test_a_namespace_that_was_never_reset_is_remembered_as_long_as_it_has_a_block(caller):
+    caller.demote(A, 0)
+    caller.remember(0, OTHER_DIGEST, 8)
+    assert caller.reopen().remembered == {DIGEST: (NAMESPACE, 0)}
+    caller.forget(0, 32)
+    assert caller.crash().remembered == {}
+    caller.demote(B, 0)
+    assert keys_of(caller.reopen()) == [B]
 
 
 # --- a model -------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +25,23 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.fixture
-def drives(tmp_path: Path) -> Iterator[list[Path]]:
-    """Two drives with some blocks, which no kvtierd uses any more."""
-    folders = [tmp_path / "one", tmp_path / "two"]
-    named = {"nvme_paths": f"{folders[0]}, {folders[1]}", "nvme_codec": "none"}  # so that a block lies at the beginning
-    with KVTierd(tmp_path, nvme_settings(tmp_path, **named)) as daemon:
-        with Chat(daemon) as chat:
+def saved(folder: Path, **settings: str) -> Path:
+    """Some blocks on drives that no kvtierd uses any more. The folder of the drive, if the settings name no others."""
+    with KVTierd(folder, nvme_settings(folder, **settings)) as daemon:
+        with Chat(daemon, content=values_of) as chat:
             chat.save(some_keys(BLOCKS))
         assert run("flush", "--socket", daemon.socket).returncode == 0
         assert daemon.terminate() == 0
-    yield folders
+    return folder / "nvme"
+
+
+@pytest.fixture
+def drives(tmp_path: Path) -> list[Path]:
+    """Two drives with some blocks, which no kvtierd uses any more."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    # Not coded, so that a block lies at the beginning.
+    saved(tmp_path, nvme_paths=f"{folders[0]}, {folders[1]}", nvme_codec="none")
+    return folders
 
 
 def test_a_sound_tier_is_said_to_be_sound(drives):
@@ -62,12 +67,7 @@ def test_a_flipped_bit_is_found_once_and_then_forgotten(drives):
 
 
 def test_frames_are_verified_as_well_and_what_they_take_is_said(tmp_path):
-    folder = tmp_path / "nvme"
-    with KVTierd(tmp_path, nvme_settings(tmp_path, nvme_codec="exp12")) as daemon:
-        with Chat(daemon, content=values_of) as chat:
-            chat.save(some_keys(BLOCKS))
-        assert run("flush", "--socket", daemon.socket).returncode == 0
-        assert daemon.terminate() == 0
+    folder = saved(tmp_path, nvme_codec="exp12")
     first = json.loads(run("verify", folder, "--json").stdout)
     assert (first["blocks"], first["frames"], first["corrupt"]) == (BLOCKS, BLOCKS, 0)
     assert BLOCKS * 1024**2 > 1.2 * first["bytes"] > 0
@@ -82,12 +82,7 @@ def test_frames_are_verified_as_well_and_what_they_take_is_said(tmp_path):
 
 
 def test_a_frame_of_another_kvtier_is_left_alone_and_the_reason_is_said(tmp_path):
-    folder = tmp_path / "nvme"
-    with KVTierd(tmp_path, nvme_settings(tmp_path, nvme_codec="exp12")) as daemon:
-        with Chat(daemon, content=values_of) as chat:
-            chat.save(some_keys(BLOCKS))
-        assert run("flush", "--socket", daemon.socket).returncode == 0
-        assert daemon.terminate() == 0
+    folder = saved(tmp_path, nvme_codec="exp12")
     tier = NvmeTier([folder], (folder / "blocks").stat().st_size, 0)
     found, (_, offset) = tier.recovered, tier._files.locate(int(tier.recovered.places[0]), int(tier.recovered.stored[0]))
     tier.close()

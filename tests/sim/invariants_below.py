@@ -3,7 +3,8 @@
 from collections import Counter
 
 from kvtier.block import SLOT_UNIT
-from kvtier.extents import _DEAD, Extents
+from kvtier.columns import DEAD
+from kvtier.extents import Extents
 from kvtier.store import BlockStore
 from kvtier.transfer import Demote, Promote
 
@@ -40,20 +41,20 @@ def what_lies_there_is_as_expected(extents: Extents, below: ExpectedBelow) -> No
 
 
 def extents_and_columns_agree(extents: Extents) -> None:
-    rows = Counter(first + i for n, first in extents._rows.spare for i in range(n))
+    rows = Counter(first + i for n, first in extents._columns.rows.spare for i in range(n))
     keys = {}
     for number, extent in enumerate(extents._extents):
         its_rows = extents._rows_of(extent)
         rows.update(range(extent.rows, extent.rows + extent.rows_kept))
         assert extent.rows_kept >= its_rows.stop - its_rows.start, f"extent {number} has too few rows"
-        alive = [row for row in range(its_rows.start, its_rows.stop) if extents._namespace[row] != _DEAD]
+        alive = [row for row in range(its_rows.start, its_rows.stop) if extents._columns.namespace[row] != DEAD]
         assert extent.blocks == len(alive), f"extent {number} counts its blocks wrongly"
         for row in alive:
             place = number * extents._units + (row - extent.rows) * extent.stored // SLOT_UNIT
-            keys[extents._keys[row].tobytes()] = place
+            keys[extents._columns.keys[row].tobytes()] = place
     assert keys == dict(extents._table), "keys by row and places by key"
     assert max(rows.values(), default=1) == 1, "two extents share rows"
-    assert set(rows) == set(range(extents._rows.end)), "rows are lost"
+    assert set(rows) == set(range(extents._columns.rows.end)), "rows are lost"
 
 
 def each_extent_is_in_one_state(extents: Extents) -> None:

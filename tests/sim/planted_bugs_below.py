@@ -128,7 +128,7 @@ def reads_have_no_bound(store: BlockStore) -> None:
 
 def a_read_is_checked_by_the_checksum_of_its_neighbour(store: BlockStore) -> None:
     extents = store.lower.extents
-    extents.checksum = lambda place: int(extents._checksum[extents._row(place) - 1])
+    extents.checksum = lambda place: int(extents._columns.checksum[extents._row(place) - 1])
 
 
 # --- lookups that wait ---------------------------------------------------------------------------------------

@@ -182,13 +182,12 @@ BUGS_IN_CODING = bugs_of(globals())
 
 
 def a_wish_is_not_heard_of_there(store: BlockStore) -> None:
-    if store.away.coding is not None:
-        store.away.coding._wishes = Blind()
+    store.away.coding._wishes = Blind()
 
 
 def a_peer_is_sent_frames(store: BlockStore) -> None:
     if store.away.demotions.coding.wanted == RAW.name:
-        store.away.demotions.coding = Coding("exp12")
+        store.away.demotions.coding = Coding("exp12", link=store.away.link)
 
 
 def what_is_known_of_a_frame_is_how_large_its_block_is(store: BlockStore) -> None:

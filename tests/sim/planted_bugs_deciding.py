@@ -14,19 +14,27 @@ from .planting import bugs_of
 
 def a_cut_offers_one_block_too_few(store: BlockStore) -> None:
     sound = store.leases._cut
-    store.leases._cut = lambda slots, wanted, tier, matched, *how: sound(
-        slots, wanted, tier, replace(matched, cpu_blocks=max(0, matched.cpu_blocks - 1)), *how
+    store.leases._cut = lambda slots, tier, matched, *how: sound(
+        slots, tier, replace(matched, cpu_blocks=max(0, matched.cpu_blocks - 1)), *how
     )
 
 
 def what_is_below_is_staged_though_only_ram_is_chosen(store: BlockStore) -> None:
-    sound = store.leases._cut
-    store.leases._cut = lambda slots, wanted, tier, *how: sound(slots, wanted, tier, *how) or (wanted if tier else [])
+    _stage_all(store, lambda tiers, end: not tiers and end)
 
 
 def what_is_below_is_staged_though_nothing_is_chosen(store: BlockStore) -> None:
-    sound = store.leases._cut
-    store.leases._cut = lambda slots, wanted, tier, *how: sound(slots, wanted, tier, *how) or ([] if tier else wanted)
+    _stage_all(store, lambda tiers, end: not tiers and not end)
+
+
+def _stage_all(store: BlockStore, when: Callable[[tuple[str, ...], int], object]) -> None:
+    sound = store.leases._wanted
+
+    def wanted(one, slots, drives, away, tiers, end):
+        all_of_it = (("nvme", "remote"), len(slots)) if when(tiers, end) else (tiers, end)
+        return sound(one, slots, drives, away, *all_of_it)
+
+    store.leases._wanted = wanted
 
 
 def what_is_not_offered_is_called_absent(store: BlockStore) -> None:
@@ -34,9 +42,9 @@ def what_is_not_offered_is_called_absent(store: BlockStore) -> None:
 
     def cut(slots, *how):
         before = slots.copy()
-        wanted = sound(slots, *how)
+        end = sound(slots, *how)
         slots[(before < BELOW) & (slots == BELOW)] = ABSENT
-        return wanted
+        return end
 
     store.leases._cut = cut
 
@@ -259,4 +267,4 @@ def a_namespace_differs_from_itself(store: BlockStore) -> None:
     store.decisions._witnesses.add = lambda witness, namespace: sound(witness, "another namespace")
 
 
-BUGS_IN_DECIDING = bugs_of(globals(), take_what_was_chosen, drop_otherwise_in)
+BUGS_IN_DECIDING = bugs_of(globals(), _stage_all, take_what_was_chosen, drop_otherwise_in)

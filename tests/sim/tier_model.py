@@ -107,8 +107,7 @@ class Disks:
             self.remembered[entry.digest] = (entry.namespace, entry.epoch)
 
     def recovered(self) -> Recovered:
-        """Who is not of the present epoch of a namespace that is remembered is not seen again; nor is the older of two
-        records of a key, which was found corrupt and written again elsewhere."""
+        """Not seen again: a former epoch's, the older of two of a key, and namespaces without a block or a reset."""
         newest = {record.demote.key: place for place, record in self.records.items()}
         self.records = {
             place: record
@@ -117,6 +116,9 @@ class Disks:
             and newest[record.demote.key] == place
         }
         blocks, checksums = [r.demote for r in self.records.values()], [r.checksum for r in self.records.values()]
+        used = {(block.namespace, 0) for block in blocks}
+        self.remembered = {name: known for name, known in self.remembered.items() if known[1] or known in used}
+        origins = b"".join(block.origin or bytes(ORIGIN_BYTES) for block in blocks)
         return Recovered(
             pack_keys(block.key for block in blocks),
             places=np.array([block.place for block in blocks], np.uint32),
@@ -126,9 +128,7 @@ class Disks:
             epochs=np.array([block.epoch for block in blocks], np.int64),
             checksums=np.array(checksums, np.uint32),
             remembered=dict(self.remembered),
-            origins=np.frombuffer(b"".join(b.origin or bytes(ORIGIN_BYTES) for b in blocks), np.uint8).reshape(
-                -1, ORIGIN_BYTES
-            ),
+            origins=np.frombuffer(origins, np.uint8).reshape(-1, ORIGIN_BYTES),
         )
 
 

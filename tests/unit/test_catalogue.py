@@ -14,7 +14,7 @@ import pytest
 from kvtier import _native
 from kvtier.block import PLACE_GRAIN, SLOT_UNIT, place_at
 from kvtier.errors import DaemonError
-from kvtier.tiers import catalogue
+from kvtier.tiers import survivors
 from kvtier.tiers.base import Recovered
 from kvtier.tiers.catalogue import QUARANTINED_MAX, Catalogue, record_of
 from kvtier.transfer import Demote, Forget, Remember
@@ -207,7 +207,7 @@ def test_where_no_such_frame_can_lie_none_is_believed(tmp_path):
 def test_places_beyond_the_space_or_across_extents_are_given_up(tmp_path):
     commit(tmp_path, remember(), record(UNITS - 1, 1, 1, units=2), record(EXTENTS * UNITS, 2, 2), record(3, 3, 3, units=0))
     assert places(tmp_path) == []
-    commit(tmp_path, record(EXTENTS * UNITS - 1, 4, 4))
+    commit(tmp_path, remember(), record(EXTENTS * UNITS - 1, 4, 4))
     assert places(tmp_path) == [EXTENTS * UNITS - 1]
     assert places(tmp_path, extents=EXTENTS - 1) == []
 
@@ -319,8 +319,8 @@ def test_only_the_newest_files_are_kept_beside(tmp_path):
 
 
 def test_a_reader_that_hangs_is_given_up(good, tmp_path, monkeypatch):
-    monkeypatch.setattr(catalogue, "READ_TIMEOUT_S", 0.0)
-    monkeypatch.setattr(catalogue, "READ_BYTES_PER_S", 1e12)
+    monkeypatch.setattr(survivors, "READ_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(survivors, "READ_BYTES_PER_S", 1e12)
     (tmp_path / "catalogue.mdb").write_bytes(good)
     it = opened(tmp_path)
     it.close()

@@ -3,6 +3,7 @@
 from rich.console import Console
 
 from kvtier.cli.codecs import line_of, more_blocks, spared_bytes, tables_of
+from kvtier.codec import LOSSLESS, RAW, Codec
 from kvtier.coding import Coding
 from kvtier.estimators import Link
 
@@ -73,6 +74,15 @@ def test_nothing_is_said_where_nobody_wants_a_codec_and_none_was_used():
 def test_what_coding_says_can_be_shown():
     _, none, exp12, expz = lines_of(state(nvme={"coding": Coding("auto", 2, 65536, Link(0.001, 3e9)).snapshot()}))
     assert none.startswith("none for nvme") and exp12.startswith("exp12 for nvme") and expz.startswith("expz for nvme")
+
+
+def test_a_tier_that_takes_blocks_as_they_are_hears_no_wish_and_says_so():
+    coding = Coding()
+    coding.wish(3, Codec("int8", "bf16", 64))
+    assert coding.choose(3, MIB) == (RAW, MIB) and coding.expected(3, MIB) == MIB
+    said = coding.snapshot()
+    assert (said["codec"], said["why"]) == ("none", "it takes blocks as they are")
+    assert {name: row["why_not"] for name, row in said["codecs"].items()} == dict.fromkeys(LOSSLESS, "nobody wants it")
 
 
 def test_a_lossy_codec_stands_there_by_its_name():

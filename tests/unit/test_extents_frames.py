@@ -24,7 +24,8 @@ def test_places_are_as_large_as_they_were_asked_for_and_stand_in_a_row():
     extents = Extents(4, EXTENT)
     assert [write_frame(extents, number) for number in range(7)] == [0, 5, 10, 15, 20, 25, UNITS]
     assert (extents.size(5), extents.stored(5)) == (BLOCK, PLACE)
-    assert extents.stored_at(np.array([0, UNITS], np.uint32)).tolist() == [PLACE, PLACE]
+    sizes, stored = extents.sizes_at(np.array([0, UNITS], np.uint32))
+    assert (sizes.tolist(), stored.tolist()) == ([BLOCK, BLOCK], [PLACE, PLACE])
     assert [extents.key(place) for place in (0, 5, 25, UNITS)] == [key(0), key(1), key(5), key(6)]
 
 

@@ -29,18 +29,6 @@ def arena():
 
 
 @pytest.fixture
-def file(tmp_path):
-    """Direct I/O where the filesystem has it."""
-    flags = os.O_RDWR | os.O_CREAT
-    try:
-        fd = os.open(tmp_path / "file", flags | os.O_DIRECT)
-    except OSError:
-        fd = os.open(tmp_path / "file", flags)
-    yield fd
-    os.close(fd)
-
-
-@pytest.fixture
 def make(arena, file):
     """Makes them and closes them before arena and file are gone: what is in flight may still use both."""
     with contextlib.ExitStack() as stack:

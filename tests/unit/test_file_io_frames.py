@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 from coded_blocks import forged, of_bf16
-from kvtier._native import Codec, FileIo, Seal
+from kvtier._native import Codec, Seal
 
 from kvtier import _native
 
@@ -27,33 +27,6 @@ def arena():
     with _native.Arena.create(2 * HALF, "kvtier-test", pin=False) as made:
         made.view()[:HALF] = of_bf16(HALF)
         yield made
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "file"
-
-
-@pytest.fixture
-def file(path):
-    """Direct I/O where the filesystem has it."""
-    flags = os.O_RDWR | os.O_CREAT
-    try:
-        fd = os.open(path, flags | os.O_DIRECT)
-    except OSError:
-        fd = os.open(path, flags)
-    yield fd
-    os.close(fd)
-
-
-@pytest.fixture(params=["io_uring", "threads"])
-def io(request, arena, file):
-    try:
-        made = FileIo(6, 2, request.param)
-    except OSError as refused:
-        pytest.skip(f"no io_uring here: {refused}")
-    yield made
-    made.close()
 
 
 def ended(io, count: int = 1) -> dict[int, tuple]:

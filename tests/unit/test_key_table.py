@@ -296,33 +296,6 @@ def test_months_of_coming_and_going_change_nothing():
     assert_same(table, expected, asked=keys)
 
 
-# --- growth --------------------------------------------------------------------------------------------------
-
-
-def test_a_table_grows_and_keeps_every_key():
-    keys = random_keys(100_000)
-    table = filled(keys)
-    assert len(table) == 100_000
-    assert np.array_equal(table.find(pack_keys(keys)), np.arange(100_000))
-    assert find(table, *random_keys(100, seed=9)) == [ABSENT] * 100
-
-
-@pytest.mark.parametrize("expected", [0, 1, 10, 11, 1000, 10_240, 10_241])
-def test_as_many_keys_as_expected_fit_without_growth(expected):
-    table = KeyTable(expected)
-    size = table.memory_bytes
-    for slot, each in enumerate(random_keys(expected)):
-        table.add(each, slot)
-    assert table.memory_bytes == size
-
-
-def test_it_doubles_when_it_is_five_eighths_full():
-    table = filled(random_keys(10))
-    assert table.memory_bytes == BUCKETS * BUCKET_BYTES
-    table.add(key(1), 10)
-    assert table.memory_bytes == 2 * BUCKETS * BUCKET_BYTES
-
-
 # --- errors --------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from kvtier.admission import Budget
 from kvtier.block import BELOW, SLOT_UNIT
 from kvtier.codec import RAW, Codec
 from kvtier.coding import Coding
+from kvtier.estimators import Link
 from kvtier.lower import DriveSource
 from kvtier.staging import Wanted
 from kvtier.transfer import Demote, Erase, Finished, Flush, Promote, Transfer
@@ -26,7 +27,7 @@ class Always(Coding):
 
 @pytest.fixture
 def node() -> FarStore:
-    return FarStore(coding=Always(unit=SLOT_UNIT))
+    return FarStore(coding=Always(unit=SLOT_UNIT, link=Link(0.0, 1e9)))
 
 
 def writes(orders: list[Transfer]) -> list[tuple[int, str, int]]:

@@ -1,5 +1,6 @@
 """Between store and tier: orders go one way, news the other, and how long things took is counted."""
 
+import asyncio
 import time
 
 import pytest
@@ -81,3 +82,21 @@ def test_it_is_counted_from_the_order_to_the_news(monkeypatch):
 def test_its_durations_are_declared():
     names = {name for of_tier in mover.DURATIONS.values() for name in of_tier.values()}
     assert names <= set(DURATIONS)
+
+
+def test_of_very_much_news_the_store_hears_some_in_each_step_of_the_loop_and_in_order():
+    heard: list[int] = []
+    steps: list[int] = []
+    tier = FakeTier()
+    mine = Mover(tier, lambda now, writes: [], lambda one, now: heard.append(one.ticket),
+                 lambda: steps.append(len(heard)), "nvme", Stats())  # fmt: skip
+    tier.news = [Finished(ticket) for ticket in range(2 * mover.NEWS_MAX + 1)]
+
+    async def hear() -> None:
+        mine._on_news()
+        while len(heard) < 2 * mover.NEWS_MAX + 1:
+            await asyncio.sleep(0)
+
+    asyncio.run(hear())
+    assert heard == list(range(2 * mover.NEWS_MAX + 1))
+    assert steps == [mover.NEWS_MAX, 2 * mover.NEWS_MAX, 2 * mover.NEWS_MAX + 1]

@@ -5,6 +5,7 @@ import os
 import pytest
 from visiting import BLOCK, BLUE, KIND, MIB, RED, World, done, key
 
+from kvtier import namespaces
 from kvtier import visitor as module
 from kvtier.block import ABSENT, SLOT_UNIT, Kind, pack_keys
 from kvtier.errors import ProtocolError
@@ -119,10 +120,10 @@ def test_a_block_of_a_size_that_none_has_is_refused(world, size):
 
 
 def test_only_so_many_namespaces_are_brought_by_visitors(world, monkeypatch):
-    monkeypatch.setattr(module, "NAMESPACES_MAX", 4)
-    assert world.visitor.join(BLUE, KIND) == 0
-    with pytest.raises(ProtocolError, match="2 namespaces"):
-        world.visitor.join(b"green".ljust(32), KIND)
+    monkeypatch.setattr(namespaces, "NAMESPACES_MAX", 4)
+    assert world.visitor.join(BLUE, KIND) == world.visitor.join(b"green".ljust(32), KIND) == 0
+    with pytest.raises(ProtocolError, match="2 namespaces of unknown users, and room for 1"):
+        world.visitor.join(b"yellow".ljust(32), KIND)
     assert world.visitor.join(RED, KIND) == 0
 
 

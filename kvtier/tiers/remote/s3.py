@@ -64,8 +64,9 @@ class ObjectRemote:
         value = await said(found.bytes_async())
         if value is None or len(value) != size:
             raise Corrupt(f"not the {size} bytes that were announced")
-        header[:] = memoryview(value)[: header.nbytes]
-        np.copyto(np.frombuffer(body, np.uint8), np.frombuffer(value, np.uint8)[header.nbytes :])  # without the GIL
+        whole = memoryview(value)
+        header[:] = whole[: header.nbytes]
+        np.copyto(np.frombuffer(body, np.uint8), np.frombuffer(whole[header.nbytes :], np.uint8))  # without the GIL
         return True
 
     async def put(self, name: str, header: bytes, body: memoryview) -> None:

@@ -38,9 +38,9 @@ from kvtier.tiers.remote.beside import Beside
 from kvtier.tiers.remote.envelope import Header
 from kvtier.transfer import Demote, tenant_of_origin
 
-TRAILER_BYTES, CODEC_AT = 64, 4  # of a frame; where its codec's numbers stand in there
 _MORE = struct.Struct(f"<{ID_BYTES}s{SALT_BYTES}s{NONCE_BYTES}s{TAG_BYTES}s")
 _CRC = struct.Struct("<I")
+_TRAILER = struct.Struct(f"<4s{envelope.CODEC_BYTES}s56x")  # of a frame (native/codec.h): magic, its codec's numbers, more
 
 
 class Value(NamedTuple):
@@ -220,5 +220,5 @@ def _decoded(found: Header, block: np.ndarray) -> tuple[int, Came]:
 
 
 def _codec_of(frame: np.ndarray) -> bytes:
-    at = len(frame) - TRAILER_BYTES + CODEC_AT
-    return frame[at : at + envelope.CODEC_BYTES].tobytes()
+    numbers: bytes = _TRAILER.unpack(frame[-_TRAILER.size :].tobytes())[1]
+    return numbers
