@@ -21,10 +21,10 @@ STUBS := grpcio-tools==1.71.2
 # The compiler of the CUDA kernel. A driver takes what is as old as itself or older: this one serves all since 525.
 NVRTC := nvidia-cuda-nvrtc-cu12==12.0.76
 
-.PHONY: help venv test test-long soak demo bench lint words stubs kernel clean
+.PHONY: help venv test test-long soak demo bench compare lint words stubs kernel clean
 
 help:
-	@echo "make test | test-long | soak | demo | bench | lint | words | stubs | kernel | clean"
+	@echo "make test | test-long | soak | demo | bench | compare | lint | words | stubs | kernel | clean"
 
 venv: $(V)/.kvtier
 
@@ -82,6 +82,18 @@ demo: $(V)/.kvtier
 # 3: this machine lacks what is measured.
 bench: $(V)/.kvtier
 	set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; PYTHONPATH=tests:tests/e2e $(V)/bin/python $$file || test $$? -eq 3; done
+
+# All of docs/benchmarks.md: kvtier beside its peers, which get environments of their own under .venv-peers/. An hour; QUICK=1
+# takes ten minutes, is less sure of everything, and prints its tables instead of changing the page.
+COMPARED := compare_peers bench_storage bench_scale bench_nodes
+RESULTS := $(if $(QUICK),build/quick,benchmarks/results)
+
+compare: $(V)/.kvtier
+	$(V)/bin/python benchmarks/compare/environments.py
+	mkdir -p $(RESULTS)
+	set -e; for name in $(COMPARED); do echo "== $$name"; PYTHONPATH=tests:tests/e2e $(V)/bin/python benchmarks/$$name.py --json \
+	  $(if $(QUICK),--quick) > $(RESULTS)/$$name.new || test $$? -eq 3; mv $(RESULTS)/$$name.new $(RESULTS)/$$name.json; done
+	$(V)/bin/python docs/make_benchmarks.py $(if $(QUICK),--results $(RESULTS) --to $(RESULTS))
 
 lint: $(V)/.engine
 	$(V)/bin/ruff check .

@@ -1,7 +1,14 @@
 """What several rounds measured: a table with a line a figure, and how much the rounds differed."""
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Of what the rounds measured: at least one."""
+    found = sorted(values)
+    return {"median": statistics.median(found), "min": found[0], "max": found[-1]}
 
 
 def print_spreads(outcome: Mapping[str, Any], what: str, bars: Mapping[str, float]) -> None:

@@ -6,10 +6,12 @@ sessions   what clients that know their conversations would have said
 caches     hit rates of reference policies
 codecs     what a codec makes of a tier, and where fetching begins to pay
 clock      events, links, an engine's pace
-node       a node's tiers: the BlockStore that kvtierd runs, on drives that only take time
+remote     what several nodes share, and their ways to it
+node       a node's tiers: the BlockStore that kvtierd runs, on drives and a remote that only take time
 hits       hit rates of the store with each of its policies
 arms       what is fetched
 cluster    engines, a node and a trace: who waits how long
+fleet      many nodes that share one remote
 study      a question, and everything that was found
 report     tables and JSON
 picture    a picture

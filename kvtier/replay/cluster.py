@@ -22,6 +22,7 @@ from kvtier.replay.arms import DECIDING, asks
 from kvtier.replay.caches import PrefixLru
 from kvtier.replay.clock import Clock, Pace, Wire
 from kvtier.replay.node import Node, Tiers, keys_of
+from kvtier.replay.remote import SharedRemote
 from kvtier.replay.trace import Request, Trace
 
 PACE_S = 0.5  # how often an engine says how fast and how busy it is
@@ -51,6 +52,8 @@ class Outcome:
     resident_tokens: int  # the engines' own caches had them
     cpu_tokens: int  # taken from RAM
     nvme_tokens: int  # and from the drives
+    remote_tokens: int  # and from the remote
+    away_tokens: int  # only the remote had these when they were asked for
     prefill_s: float  # computed, all engines
     loaded_prefill_s: float  # not computed, because it was loaded
     seconds: float  # until the last first token
@@ -60,7 +63,7 @@ class Outcome:
 
     @property
     def hit_rate(self) -> float:
-        return (self.resident_tokens + self.cpu_tokens + self.nvme_tokens) / self.prompt_tokens
+        return (self.resident_tokens + self.cpu_tokens + self.nvme_tokens + self.remote_tokens) / self.prompt_tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +74,8 @@ class _Job:
     engine: "_Engine"
     resident: int  # blocks
     in_ram: int = 0  # blocks behind them
+    on_node: int = 0  # in RAM or on the drives
+    matched: int = 0  # anywhere
     loaded: int = 0
     is_open: bool = False  # its lookup waits
     is_due: bool = False
@@ -99,7 +104,12 @@ class _Engine:
 
 def replay(trace: Trace, shape: Shape, arm: str, progress: Callable[[int], None] = lambda done: None) -> Outcome:
     """`progress` hears how many requests have their first token."""
-    return _Cluster(trace, shape, arm, progress).run()
+    clock = Clock()
+    served = Served(clock, trace, shape, arm, progress)
+    served.begin()
+    while not served.is_done and clock.step():
+        pass
+    return served.outcome()
 
 
 def engines_needed(trace: Trace, prefill: Prefill, load: float) -> int:
@@ -108,21 +118,31 @@ def engines_needed(trace: Trace, prefill: Prefill, load: float) -> int:
     return max(1, math.ceil(work_s / max(trace.seconds, 1e-9) / load))
 
 
-class _Cluster:
-    def __init__(self, trace: Trace, shape: Shape, arm: str, progress: Callable[[int], None]) -> None:
-        self._trace, self._shape, self._arm, self._progress = trace, shape, arm, progress
-        self._decides = arm in DECIDING
-        self._clock = Clock()
+class Served:
+    """A node's engines and the trace that they serve, on a clock that others may share."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        trace: Trace,
+        shape: Shape,
+        arm: str,
+        progress: Callable[[int], None] = lambda done: None,
+        remote: SharedRemote | None = None,
+    ) -> None:
+        self._clock, self._trace, self._shape, self._arm, self._progress = clock, trace, shape, arm, progress
+        self._decides, self._has_remote = arm in DECIDING, remote is not None
         self._block_bytes = shape.kv_bytes * trace.block_tokens
         self._node: Node | None = None
         if arm != "none":
             knows = Link(shape.host_latency_s, shape.host_bytes_per_s) if arm == "oracle" else None
-            self._node = Node(self._clock, shape.tiers, self._block_bytes, trace.block_tokens, self._decides, knows)
+            of_block = self._block_bytes, trace.block_tokens
+            self._node = Node(clock, shape.tiers, *of_block, self._decides, knows, remote=remote)
         blocks = shape.cache_bytes // self._block_bytes
         self._engines = [self._engine(f"engine-{number}", blocks) for number in range(shape.engines)]
         self._waiting: dict[tuple[str, int], _Job] = {}
         self._ttft_s = np.zeros(len(trace.requests))
-        self._tokens = dict.fromkeys(("resident", "cpu", "nvme"), 0)
+        self._tokens = dict.fromkeys(("resident", "cpu", "nvme", "remote", "away"), 0)
         self._prefill_s = self._loaded_prefill_s = 0.0
         self._done = 0
 
@@ -132,14 +152,18 @@ class _Cluster:
             self._node.join(name)
         return _Engine(name, PrefixLru(cache_blocks), wire, PrefillFit(self._shape.prefill.chunk_tokens))
 
-    def run(self) -> Outcome:
+    def begin(self) -> None:
+        """Its requests come, from now on."""
         if self._node is not None:
             self._node.answered = self._answered
-        arrivals = enumerate(self._trace.requests)
-        self._plan_next(arrivals)
-        while self._done < len(self._trace.requests) and self._clock.step():
-            pass
-        assert self._done == len(self._trace.requests), "a request was forgotten"
+        self._plan_next(enumerate(self._trace.requests))
+
+    @property
+    def is_done(self) -> bool:
+        return self._done == len(self._trace.requests)
+
+    def outcome(self) -> Outcome:
+        assert self.is_done, "a request was forgotten"
         return Outcome(
             self._arm,
             self._ttft_s,
@@ -147,6 +171,8 @@ class _Cluster:
             self._tokens["resident"],
             self._tokens["cpu"],
             self._tokens["nvme"],
+            self._tokens["remote"],
+            self._tokens["away"],
             self._prefill_s,
             self._loaded_prefill_s,
             self._clock.now,
@@ -185,9 +211,9 @@ class _Cluster:
         if self._node is None or not job.keys:
             return False
         engine, trace = job.engine, self._trace
-        job.in_ram, matched = self._node.match(job.keys, job.resident)
+        job.in_ram, job.on_node, job.matched = self._node.match(job.keys, job.resident)
         resident = trace.hit_tokens(job.request, job.resident)
-        matched_tokens = trace.hit_tokens(job.request, job.resident + matched) - resident
+        matched_tokens = trace.hit_tokens(job.request, job.resident + job.matched) - resident
         ask = Ask(str(job.number), job.request.prompt_tokens, resident, backlog_s)
         if not asks(self._arm, matched_tokens, self._shape.static_tokens):
             self._node.notice(engine.name, job.number, job.keys, ask)
@@ -299,8 +325,12 @@ class _Cluster:
         in_ram = trace.hit_tokens(request, job.resident + min(job.in_ram, job.loaded))
         loaded = trace.hit_tokens(request, job.resident + job.loaded)
         self._tokens["resident"] += resident
+        on_node = trace.hit_tokens(request, job.resident + min(job.on_node, job.loaded)) if self._has_remote else loaded
         self._tokens["cpu"] += in_ram - resident
-        self._tokens["nvme"] += loaded - in_ram
+        self._tokens["nvme"] += on_node - in_ram
+        self._tokens["remote"] += loaded - on_node
+        held = [trace.hit_tokens(request, job.resident + n) for n in (job.on_node, job.matched)]
+        self._tokens["away"] += held[1] - held[0]
         self._prefill_s += job.prefill_s
         self._loaded_prefill_s += prefill.seconds(resident, request.prompt_tokens) - prefill.seconds(
             loaded, request.prompt_tokens

@@ -1,7 +1,8 @@
 """What a codec makes of a tier below RAM, and from how many tokens on fetching from there is faster than computing.
 
 A tier with a codec has room for `ratio` times as many blocks. It moves blocks so many times as fast, until the threads
-that make frames and open them are the limit, for both go on at once:
+that make frames and open them are the limit, for both go on at once. They are believed to have a core each: where engines
+have the cores, a codec is slower by the clock, and only kvtierd, which goes by that, finds out.
 
     reads     min(ratio * B, decode * threads)
     writes    min(ratio * B, encode * threads)
@@ -31,7 +32,7 @@ ENGINE_BLOCK_TOKENS, BLOCK_BYTES_WANTED, BLOCK_TOKENS_MAX = 16, 1024**2, 128
 
 @dataclass(frozen=True)
 class CodecSpeed:
-    """One thread's, in bytes of blocks, not of frames. 0: nothing is done, so it takes no time."""
+    """One thread's by the clock, with a core of its own, in bytes of blocks, not of frames. 0: no time, nothing is done."""
 
     name: str
     ratio: float

@@ -1,4 +1,5 @@
-"""A node's tiers, driven by a clock that jumps: the BlockStore that kvtierd runs, and drives that only take time.
+"""A node's tiers, driven by a clock that jumps: the BlockStore that kvtierd runs, and drives and a remote that only take
+time.
 
 A TiB in true size would need gigabytes here: the store has columns with a row for each 64 KiB. So a block of the trace
 is one slot of 64 KiB, whatever its size, and each number of bytes that the store is told is divided by the same factor:
@@ -12,7 +13,7 @@ import numpy as np
 
 from kvtier.admission import Budget
 from kvtier.arena import SLAB_ALIGN, SLABS_MIN, slab_bytes_for
-from kvtier.block import ABSENT, KEY_BYTES, SLOT_UNIT, leading
+from kvtier.block import ABSENT, KEY_BYTES, SLOT_UNIT, leading, unpack_keys
 from kvtier.config import DAEMON, Config
 from kvtier.deciding import ENGINE_BYTES_PER_S, ENGINE_LATENCY_S
 from kvtier.decision import Ask
@@ -21,16 +22,18 @@ from kvtier.extents import EXTENT_BYTES_MIN, Extents, extent_bytes_for
 from kvtier.guard import Guard
 from kvtier.replay.clock import Clock, Wire
 from kvtier.replay.codecs import RAW_SPEED, CodecSpeed
+from kvtier.replay.remote import Door, SharedRemote
 from kvtier.session import Hints
 from kvtier.staging import READING_BYTES_MAX
 from kvtier.store import DRIVE_BYTES_PER_S, DRIVE_LATENCY_S, BlockStore
-from kvtier.transfer import Demote, Finished, Promote, Transfer
+from kvtier.transfer import Demote, Finished, Promote, Seek, Transfer
 
 NAMESPACE = bytes(32)
 CPU_BLOCKS_MIN, NVME_BLOCKS_MIN = SLAB_ALIGN // SLOT_UNIT, 2 * EXTENT_BYTES_MIN // SLOT_UNIT
 LEND_BLOCKS = 32  # an engine's slots to save into
 RECORD_S = 0.001  # to write down that something is remembered or forgotten
 REPLAN_S = TICK_S = 0.05  # how often waiting is thought over, and what idle sessions may want
+REMOTE_TICK_S = 1.0  # the latter where there are no drives, for nothing is fetched ahead from a remote
 POLICY = "value"  # kvtierd's own
 FOR_EVER_S = 1e12
 _DEFAULTS = Config(DAEMON, {})
@@ -75,11 +78,13 @@ class Node:
         knows: Link | None = None,
         policy: str = POLICY,
         share: float = 0.0,
+        remote: SharedRemote | None = None,
     ) -> None:
         """`decides`: what is fetched is the store's own decision; else it gives all it is asked for, however long it
         takes. `knows`: it needn't learn how fast everything is; the link from RAM to an engine, in true bytes. `policy`:
         the store's, which chooses what leaves RAM. `share`: of RAM that engines may hold, and that leases may; 0: as
-        kvtierd has it."""
+        kvtierd has it. `remote`: other nodes of the same clock have it too. Where it has to learn, it begins with what it
+        would remember of a remote that nobody else uses."""
         self.answered: Answered = lambda engine, lease, slots: None  # who wants to hear of lookups that had to wait
         tiers = tiers.uncoded()
         self.reads = Wire(clock, tiers.nvme_latency_s, tiers.nvme_read_bytes_per_s)
@@ -97,8 +102,13 @@ class Node:
         )
         self.store.decisions.mode = "decide" if decides else "always"
         self.store.decisions.guard = Guard(_DEFAULTS.number("cost.holdout") if decides and knows is None else 0.0)
+        self._door: Door | None = None
         if tiers.nvme_bytes:
             self._attach(tiers)
+        if remote is not None:
+            self._attach_remote(remote)
+        if tiers.nvme_bytes or remote is not None:
+            self._tick(TICK_S if tiers.nvme_bytes else REMOTE_TICK_S)
 
     def _attach(self, tiers: Tiers) -> None:
         capacity = int(tiers.nvme_bytes / self._scale)
@@ -111,7 +121,15 @@ class Node:
         assert self.store.lower is not None
         # So much is read at once of true blocks; of ours it would be all that anybody waits for.
         self.store.lower.staging.bytes_max = max(1, READING_BYTES_MAX // self.block_bytes) * SLOT_UNIT
-        self._tick()
+
+    def _attach_remote(self, remote: SharedRemote) -> None:
+        speed = remote.speed
+        self._door = Door(self._clock, remote)
+        budget = Budget.of_rate(speed.writes_per_node / self._scale, self._clock.now)
+        stage_s = _DEFAULTS.number("remote.stage_deadline_ms") / 1e3 if self._decides else FOR_EVER_S
+        link = Link(speed.latency_s, min(speed.node_bytes_per_s, speed.read_bytes_per_s))
+        self.store.attach_remote(budget, self._scaled(link), stage_s)
+        self.store.staging.bytes_max = max(1, READING_BYTES_MAX // self.block_bytes) * SLOT_UNIT
 
     def _scaled(self, link: Link) -> Link:
         return Link(link.latency_s, link.bytes_per_s / self._scale)
@@ -131,14 +149,19 @@ class Node:
 
     # --- requests ----------------------------------------------------------------------------------------------
 
-    def match(self, keys: bytes, skip: int) -> tuple[int, int]:
-        """Of the blocks behind the first `skip`: how many are in RAM, from the first on; how many anywhere."""
+    def match(self, keys: bytes, skip: int) -> tuple[int, int, int]:
+        """Of the blocks behind the first `skip`: how many are in RAM, from the first on; how many on this node; how many
+        anywhere."""
         rest = keys[skip * KEY_BYTES :]
         is_here = self.store.ram.index.find(rest) != ABSENT
         in_ram = leading(is_here)
         if self.store.lower is not None and in_ram < len(is_here):
             is_here |= self.store.lower.extents.find(rest) != ABSENT
-        return in_ram, leading(is_here)
+        here = leading(is_here)
+        if self._door is not None and here < len(is_here):
+            there = self._door.remote.blocks
+            is_here |= np.array([key in there for key in unpack_keys(rest)], dtype=bool)
+        return in_ram, here, leading(is_here)
 
     def begin(self, engine: str, request: str, hints: Hints) -> None:
         """What a client says of its request, before the lookup."""
@@ -201,10 +224,31 @@ class Node:
                 ends = max(ends, self.writes.send(self.block_bytes) if isinstance(order, Demote) else now + RECORD_S)
         if written:
             self._finish_at(ends, written)
+        if self._door is not None:
+            self._settle_remote(self._door, now)
         for engine, slots in self.store.lends():
             self._lent[engine] += slots
         for engine, lease, answer in self.store.leases.answers():
             self.answered(engine, lease, answer)
+
+    def _settle_remote(self, door: Door, now: float) -> None:
+        for order in self.store.remote_transfers(now):
+            if isinstance(order, Promote):
+                when = door.read(self.block_bytes)
+            elif isinstance(order, Demote):
+                when = door.write(self.block_bytes)
+            else:
+                when = now + (door.remote.speed.latency_s if isinstance(order, Seek) else RECORD_S)
+            self._clock.at(when, lambda order=order: self._remote_did(door.remote, order))  # type: ignore[misc]
+
+    def _remote_did(self, remote: SharedRemote, order: Transfer) -> None:
+        sizes: tuple[int, ...] = ()
+        if isinstance(order, Demote):
+            remote.blocks.add(order.key)
+        elif isinstance(order, Seek):
+            sizes = tuple(SLOT_UNIT if key in remote.blocks else 0 for key in unpack_keys(order.keys))
+        self.store.remote_finished(Finished(order.ticket, sizes=sizes), self._clock.now)
+        self.settle()
 
     def _finish_at(self, when: float, orders: list[Transfer]) -> None:
         def finish() -> None:
@@ -214,11 +258,11 @@ class Node:
 
         self._clock.at(when, finish)
 
-    def _tick(self) -> None:
+    def _tick(self, every_s: float) -> None:
         """Time passes for sessions, as it does in the daemon."""
         self.store.retention.tick(self._clock.now)
         self.settle()
-        self._clock.at(self._clock.now + TICK_S, self._tick)
+        self._clock.at(self._clock.now + every_s, lambda: self._tick(every_s))
 
     def _replan(self) -> None:
         self._replans = bool(self.store.leases.waiting())

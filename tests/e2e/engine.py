@@ -63,9 +63,11 @@ class Engine:
         seed: int = 0,
         extra: dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
+        python: Path | str = sys.executable,
         timeout: float = 300.0,
     ) -> None:
-        """connector is vLLM's kv_transfer_config; extra are further arguments of vllm.LLM, env of the process."""
+        """connector is vLLM's kv_transfer_config; extra are further arguments of vllm.LLM, env of the process; python is
+        that of the environment with vLLM."""
         self.log = log
         self.timeout = timeout
         arguments: dict[str, Any] = {
@@ -85,18 +87,8 @@ class Engine:
         }
         arguments |= extra or {}
         environment = _environment(tensor_parallel, multiprocess or tensor_parallel > 1) | (env or {})
-        log.parent.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        with log.open("ab") as log_file:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(Path(__file__).with_name("driver.py"))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log_file,
-                env=environment,
-                text=True,
-                start_new_session=True,
-            )
+        self._process = _driver(python, log, environment)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin: IO[str] = self._process.stdin
         self._replies: queue.Queue[str] = queue.Queue()
@@ -239,6 +231,20 @@ class Engine:
             for line in stdout:
                 self._replies.put(line)
         self._replies.put("")  # the driver has gone
+
+
+def _driver(python: Path | str, log: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as log_file:
+        return subprocess.Popen(
+            [str(python), "-P", str(Path(__file__).with_name("driver.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_file,
+            env=environment,
+            text=True,
+            start_new_session=True,
+        )
 
 
 def _environment(ranks: int, multiprocess: bool) -> dict[str, str]:
