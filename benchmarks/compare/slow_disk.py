@@ -58,7 +58,7 @@ SLOW = Disk(
     "g_slow_disk",
     "A disk ten times slower",
     "a tenth of what O_DIRECT gave in the same run",
-    rounds=3,
+    rounds=2,
     quick_rounds=1,
     speed=lambda whole: whole / 10,
 )
@@ -66,7 +66,7 @@ TOO_SLOW = Disk(
     "g_very_slow_disk",
     "A disk so slow that computing is faster",
     f"{VERY_SLOW // 10**6} MB/s",
-    rounds=2,
+    rounds=1,
     quick_rounds=0,
     speed=lambda _: VERY_SLOW,
 )

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from compare import workloads
+from compare.contender import Rig
 from compare.texts import Library, OutOfText
 from compare.workloads import Request, Tokens
 
-BLOCK, RAM_BLOCKS = 128, 80
+BLOCK, RAM_BLOCKS = 128, Rig.ram_blocks
 
 
 def fresh() -> workloads.Take:
