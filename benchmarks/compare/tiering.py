@@ -62,7 +62,7 @@ class Offloading(Contender):
 
 
 class Tiering(Offloading):
-    name, title = "vllm_tiering", "vLLM's own offloading, CPU tier and files, with a stand-in copy engine"
+    name, title = "vllm_tiering", "vLLM's own tiering, stand-in copies"
 
     @classmethod
     def absent(cls) -> str | None:
